@@ -1,6 +1,6 @@
 -- +goose Up
 -- +goose StatementBegin
-CREATE SCHEMA IF NOT EXISTS outbox;
+-- The schema itself is made by migrations.Up, because the table of revisions lives in it.
 
 -- Facts about the whole store, one row.
 CREATE TABLE outbox.control (
@@ -202,4 +202,5 @@ CREATE TABLE outbox.topic (
 -- +goose StatementEnd
 
 -- +goose Down
-DROP SCHEMA outbox CASCADE;
+DROP TABLE outbox.topic, outbox.audit, outbox.resolution, outbox.operation, outbox.dead_letter, outbox.parked, outbox.shard,
+  outbox.relay, outbox.generation, outbox.log, outbox.tx, outbox.source, outbox.control;
