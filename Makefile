@@ -1,0 +1,59 @@
+# The commands of this repository. `make` or `make help` lists them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help run test test-short cover lint fmt generate check-generated build bench tools clean
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+GOFILES := $(shell git ls-files --cached --others --exclude-standard '*.go' go.mod go.sum 'migrations/*.sql' 2>/dev/null)
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+run: build ## Run everything on this machine: PostgreSQL, Kafka broker, server, relay, demo source. Ctrl-C ends it
+	@bin/outbox dev
+
+build: bin/outbox ## Build bin/outbox
+
+bin/outbox: $(GOFILES)
+	go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/outbox ./cmd/outbox
+
+test: ## Run every test, with the race detector, against real PostgreSQL and Kafka (see CONTRIBUTING.md)
+	@if [ -x test/prerequisites.sh ]; then test/prerequisites.sh; fi
+	go test -race -timeout 30m $(TESTFLAGS) ./...
+
+cover: ## Run every test and print the coverage of the packages that promise one
+	go test -timeout 30m -coverprofile=cover.out -coverpkg=./store/...,./relay/...,./server/...,./client/... ./...
+	@go run ./tools/cover cover.out
+
+lint: ## Lint Go, protos and the API's compatibility with main (or BASE=revision)
+	tools/third-party.sh
+	tools/golangci-lint.sh run
+	tools/buf.sh lint
+	tools/buf.sh format --diff --exit-code proto
+	tools/breaking.sh
+
+fmt: ## Format Go and protos
+	tools/golangci-lint.sh fmt
+	tools/third-party.sh
+	tools/buf.sh format -w proto
+
+generate: ## Generate gen/go and gen/python from proto/
+	tools/third-party.sh
+	tools/buf.sh format -w proto
+	tools/generate.sh .
+
+check-generated: ## Fail when gen/ is not what proto/ says
+	tools/check-generated.sh
+
+bench: build ## Measure against what a team would write instead; BENCHFLAGS are those of `outbox bench`
+	bin/outbox bench $(BENCHFLAGS)
+
+tools: ## Fetch and build the pinned tools now rather than on first use
+	tools/third-party.sh
+	tools/buf.sh --version
+	tools/golangci-lint.sh version
+	tools/python.sh --version
+
+clean: ## Remove what was built here (not the data of `make run`: that is .outbox)
+	rm -rf bin third_party cover.out
