@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -93,6 +94,8 @@ func fetch(parent, home string, release embeddedpostgres.PostgresVersion, major 
 // initdb it removes an old data directory, and os.RemoveAll refuses a path that ends in a dot. So such a data directory
 // makes Start end exactly there, before it runs anything.
 func download(work, unpacked string, release embeddedpostgres.PostgresVersion) error {
+	// The library downloads with the default client, which would keep its connection for a minute and a half.
+	defer http.DefaultClient.CloseIdleConnections()
 	err := embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().
 		Version(release).
 		Port(0). // any port passes its check that the port is free
