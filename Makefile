@@ -10,8 +10,8 @@ GOFILES := $(shell git ls-files --cached --others --exclude-standard '*.go' go.m
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
-run: build ## Run everything on this machine: PostgreSQL, Kafka broker, server, relay, demo source. Ctrl-C ends it
-	@bin/outbox dev
+run: build ## Run everything on this machine: PostgreSQL, Kafka broker, server, relay, demo source. Ctrl-C ends it (DEVFLAGS: flags of `outbox dev`)
+	@bin/outbox dev $(DEVFLAGS)
 
 build: bin/outbox ## Build bin/outbox
 
@@ -24,7 +24,7 @@ test: ## Run every test, with the race detector, against real PostgreSQL and Kaf
 
 cover: ## Run every test and print the coverage of the packages that promise one
 	go test -timeout 30m -coverprofile=cover.out -coverpkg=./store/...,./relay/...,./server/...,./client/... ./...
-	@go run ./tools/cover cover.out
+	@tools/cover.sh cover.out
 
 lint: ## Lint Go, protos and the API's compatibility with main (or BASE=revision)
 	tools/third-party.sh

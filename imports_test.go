@@ -34,7 +34,6 @@ var imports = map[string][]string{
 	"cmd/outbox":        {"…"},
 	"cmd/outbox/bench":  {"…"},
 	"examples/…":        {"client/…", "client", "examples/…"},
-	"tools/…":           {"tools/…"},
 	"test/…":            {"…"},
 	".":                 {},
 	"client/outboxtest": {"client", "gen/…"},
