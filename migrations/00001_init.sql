@@ -9,7 +9,8 @@ CREATE TABLE outbox.control (
   gen               smallint    NOT NULL DEFAULT 0,      -- the log generation that is written now
   gen_since         timestamptz NOT NULL DEFAULT now(),  -- when it was opened
   system_identifier numeric(20) NOT NULL,                -- pg_control_system() of the cluster whose xids the log carries
-  created_at        timestamptz NOT NULL DEFAULT now()
+  created_at        timestamptz NOT NULL DEFAULT now(),
+  tx_known_since    timestamptz NOT NULL DEFAULT now()   -- every transaction prepared from then on is still in tx
 );
 INSERT INTO outbox.control (shards, system_identifier)
 SELECT coalesce(nullif(current_setting('outbox.shards', true), '')::smallint, 16), system_identifier::numeric FROM pg_control_system();
