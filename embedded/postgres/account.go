@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/outbox-platform/outbox/embedded/internal/cache"
 )
 
 // account is the operating-system user that the server runs as.
@@ -78,12 +80,12 @@ func (a *account) home(dir string, log func(string)) (string, error) {
 	if !a.foreign || a.reaches(dir) {
 		return dir, nil
 	}
-	cache, err := cacheDir()
+	kept, err := cache.Dir()
 	if err != nil {
 		return "", err
 	}
 	name := sha256.Sum256([]byte(dir))
-	home := filepath.Join(cache, "data", hex.EncodeToString(name[:8]))
+	home := filepath.Join(kept, "data", hex.EncodeToString(name[:8]))
 	if err := os.MkdirAll(home, 0o755); err != nil {
 		return "", err
 	}
@@ -146,31 +148,4 @@ func (a *account) passes(info fs.FileInfo) bool {
 	default:
 		return info.Mode()&0o001 != 0
 	}
-}
-
-// cacheDir is where downloads are kept between runs: the user's cache directory, and for root a directory outside of
-// /root, which nobody else may enter.
-func cacheDir() (string, error) {
-	uid := os.Getuid()
-	if uid != 0 {
-		dir, err := os.UserCacheDir()
-		if err != nil {
-			return "", fmt.Errorf("find cache directory: %w", err)
-		}
-		dir = filepath.Join(dir, "outbox")
-		return dir, os.MkdirAll(dir, 0o755)
-	}
-	dir := "/var/tmp/outbox-" + strconv.Itoa(uid)
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return "", err
-	}
-	// /var/tmp is everybody's: never run programs out of a directory that somebody else put there.
-	info, err := os.Lstat(dir)
-	if err != nil {
-		return "", err
-	}
-	if !info.IsDir() || info.Sys().(*syscall.Stat_t).Uid != uint32(uid) || info.Mode().Perm()&0o022 != 0 {
-		return "", fmt.Errorf("%s is not a directory of uid %d that only it may write to: remove it", dir, uid)
-	}
-	return dir, os.Chmod(dir, 0o755)
 }

@@ -26,9 +26,6 @@ const (
 	readyTimeout = 60 * time.Second
 	// pollInterval is the pause between two looks at something that offers no notification.
 	pollInterval = 5 * time.Millisecond
-	// orphanGrace is how long backends may take to notice that their postmaster is gone. A backend that computes without
-	// ever waiting does not notice at all, and would keep the data directory in use.
-	orphanGrace = 10 * time.Second
 )
 
 // Config says which PostgreSQL to run and where its data lives.
@@ -63,8 +60,8 @@ type Server struct {
 	lifecycle sync.Mutex // one of Stop, StopImmediate, Kill, Restart at a time
 
 	mu      sync.Mutex
-	process *process      // the last one started
-	spent   time.Duration // CPU time of earlier processes
+	running *postmaster   // the last one started
+	spent   time.Duration // CPU time of those that have ended
 }
 
 // Start starts a PostgreSQL server and returns when it answers queries. It creates the cluster when Dir holds none, and
@@ -145,14 +142,13 @@ func (s *Server) launchOnce(ctx context.Context) error {
 		}
 		s.port = port
 	}
-	logPath := filepath.Join(s.home, "postgres.log")
-	logStart, _ := fileSize(logPath)
-	p, err := startProcess(s.account, s.DataDir(), logPath, filepath.Join(s.binaries.dir, "postgres"), s.arguments())
+	logStart := fileSize(s.LogFile())
+	p, err := s.startPostmaster()
 	if err != nil {
 		return fmt.Errorf("start PostgreSQL: %w", err)
 	}
 	s.mu.Lock()
-	s.process = p
+	s.running = p
 	s.mu.Unlock()
 	err = s.awaitReady(ctx, p)
 	if err == nil {
@@ -160,7 +156,7 @@ func (s *Server) launchOnce(ctx context.Context) error {
 	}
 	p.kill()
 	s.retire(p)
-	lines := tail(logPath, logStart)
+	lines := tail(s.LogFile(), logStart)
 	switch {
 	case strings.Contains(lines, "pre-existing shared memory block"), strings.Contains(lines, "lock file \"postmaster.pid\" already exists"):
 		err = fmt.Errorf("%w: %w", errShortLived, err)
@@ -193,15 +189,15 @@ func (s *Server) arguments() []string {
 	return args
 }
 
-func (s *Server) awaitReady(ctx context.Context, p *process) error {
+func (s *Server) awaitReady(ctx context.Context, p *postmaster) error {
 	for {
 		err := s.ping(ctx)
 		if err == nil {
 			return nil
 		}
 		select {
-		case <-p.done:
-			return fmt.Errorf("it ended at once: %s", p.exit())
+		case <-p.Done():
+			return fmt.Errorf("it ended at once: %s", p.Exit())
 		case <-ctx.Done():
 			return fmt.Errorf("not ready: %w (last answer: %w)", context.Cause(ctx), err)
 		case <-time.After(2 * pollInterval):
@@ -284,11 +280,11 @@ func (s *Server) Restart(ctx context.Context) error {
 func (s *Server) end(ctx context.Context, signal syscall.Signal) error {
 	p := s.current()
 	defer s.retire(p)
-	if err := p.signal(signal); err != nil {
+	if err := p.Signal(signal); err != nil {
 		return nil // it has ended already
 	}
 	select {
-	case <-p.done:
+	case <-p.Done():
 		return nil
 	case <-ctx.Done():
 		p.kill()
@@ -297,20 +293,21 @@ func (s *Server) end(ctx context.Context, signal syscall.Signal) error {
 }
 
 // retire adds the CPU time of an ended process to the server's sum, once.
-func (s *Server) retire(p *process) {
-	<-p.done
+func (s *Server) retire(p *postmaster) {
+	<-p.Done()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !p.counted {
 		p.counted = true
-		s.spent += p.cpuAtExit()
+		spent, _ := p.CPUTime() // of an ended process it is known
+		s.spent += spent
 	}
 }
 
-func (s *Server) current() *process {
+func (s *Server) current() *postmaster {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.process
+	return s.running
 }
 
 func (s *Server) removeTemporary() {
@@ -320,10 +317,10 @@ func (s *Server) removeTemporary() {
 }
 
 // PID is the process id of the postmaster, also after it ended.
-func (s *Server) PID() int { return s.current().pid }
+func (s *Server) PID() int { return s.current().PID() }
 
 // Done is closed when the running postmaster ends, for whatever reason. After Restart ask again.
-func (s *Server) Done() <-chan struct{} { return s.current().done }
+func (s *Server) Done() <-chan struct{} { return s.current().Done() }
 
 // Port is the TCP port on 127.0.0.1.
 func (s *Server) Port() int { return s.port }
@@ -342,10 +339,10 @@ func (s *Server) Version() string { return s.binaries.version }
 func (s *Server) CPUTime() (time.Duration, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.process.counted {
+	if s.running.counted {
 		return s.spent, nil
 	}
-	running, err := s.process.cpu()
+	running, err := s.running.CPUTime()
 	if err != nil {
 		return 0, fmt.Errorf("read CPU time of PostgreSQL: %w", err)
 	}
@@ -361,12 +358,13 @@ func freePort() (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
-func fileSize(path string) (int64, error) {
+// fileSize is 0 for a file that is not there.
+func fileSize(path string) int64 {
 	info, err := os.Stat(path)
 	if err != nil {
-		return 0, err
+		return 0
 	}
-	return info.Size(), nil
+	return info.Size()
 }
 
 // tail returns the last lines that were written to a log after an offset.

@@ -1,4 +1,4 @@
-package postgres
+package process
 
 import (
 	"bytes"
@@ -13,50 +13,53 @@ import (
 // clockTick is the unit of CPU times in /proc: USER_HZ is 100 on every Linux that Go supports.
 const clockTick = time.Second / 100
 
-// childAttributes makes the child die with us, and keeps a Ctrl-C at the terminal from reaching it before us.
-func childAttributes(credential *syscall.Credential) *syscall.SysProcAttr {
-	return &syscall.SysProcAttr{Credential: credential, Setsid: true, Pdeathsig: syscall.SIGQUIT}
+func attributes(options Options) *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Credential: options.Credential, Setsid: true, Pdeathsig: options.DeathSignal}
 }
 
-// child is a process as it was seen once. The start time tells it from a later process with the same pid.
-type child struct {
+// Child is a process as it was seen once. Its start time tells it from a later process with the same id.
+type Child struct {
 	pid     int
 	started uint64
 }
 
-func (c child) alive() bool {
+// Alive reports whether that very process still runs.
+func (c Child) Alive() bool {
 	stat, err := readStat(c.pid)
 	return err == nil && stat.started == c.started && stat.state != 'Z'
 }
 
-// childrenOf lists the living children of a process.
-func childrenOf(parent int) []child {
+// Signal sends it a signal; an error means that it is gone.
+func (c Child) Signal(s syscall.Signal) error { return syscall.Kill(c.pid, s) }
+
+// Children lists the living children of a process. Elsewhere than on Linux it knows none.
+func Children(parent int) []Child {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil
 	}
-	var children []child
+	var children []Child
 	for _, entry := range entries {
 		pid, err := strconv.Atoi(entry.Name())
 		if err != nil {
 			continue
 		}
 		if stat, err := readStat(pid); err == nil && stat.parent == parent {
-			children = append(children, child{pid: pid, started: stat.started})
+			children = append(children, Child{pid: pid, started: stat.started})
 		}
 	}
 	return children
 }
 
-// cpu is the CPU time of the running postmaster, its living children and those that it reaped.
-func (p *process) cpu() (time.Duration, error) {
+// cpuTime is the CPU time of a running process, its living children and those that it reaped.
+func cpuTime(pid int) (time.Duration, error) {
 	var ticks uint64
-	for _, c := range childrenOf(p.pid) {
+	for _, c := range Children(pid) {
 		if stat, err := readStat(c.pid); err == nil && stat.started == c.started {
 			ticks += stat.own + stat.reaped
 		}
 	}
-	stat, err := readStat(p.pid)
+	stat, err := readStat(pid)
 	if err != nil {
 		return 0, err
 	}
