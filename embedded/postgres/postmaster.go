@@ -51,7 +51,7 @@ func (p *postmaster) kill() {
 			if time.Now().After(deadline) {
 				_ = child.Signal(syscall.SIGKILL)
 			}
-			time.Sleep(pollInterval)
+			<-time.After(pollInterval)
 		}
 	}
 }
