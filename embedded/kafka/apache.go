@@ -14,7 +14,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/outbox-platform/outbox/embedded/internal/process"
+	"github.com/outbox-platform/outbox/embedded/process"
 )
 
 const (

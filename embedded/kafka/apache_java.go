@@ -14,7 +14,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/outbox-platform/outbox/embedded/internal/cache"
+	"github.com/outbox-platform/outbox/embedded/cache"
 )
 
 // oldestJava is the oldest Java release that runs ApacheVersion.

@@ -13,7 +13,7 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/outbox-platform/outbox/embedded/internal/cache"
+	"github.com/outbox-platform/outbox/embedded/cache"
 )
 
 // account is the operating-system user that the server runs as.

@@ -16,7 +16,7 @@ import (
 
 	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
 
-	"github.com/outbox-platform/outbox/embedded/internal/cache"
+	"github.com/outbox-platform/outbox/embedded/cache"
 )
 
 // releases are the archives we fetch, by major version.

@@ -5,7 +5,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/outbox-platform/outbox/embedded/internal/process"
+	"github.com/outbox-platform/outbox/embedded/process"
 )
 
 // orphanGrace is how long backends may take to notice that their postmaster is gone. A backend that computes without

@@ -14,7 +14,9 @@ import (
 type Options struct {
 	Program string
 	Args    []string
-	// Dir is the working directory. The child's user must be able to enter it.
+	// Env is added to the environment of this process, as "NAME=value".
+	Env []string
+	// Dir is the working directory. The child's user must be able to enter it. Empty: that of this process.
 	Dir string
 	// LogPath is the file that standard output and standard error are appended to.
 	LogPath string
@@ -39,6 +41,7 @@ func Start(options Options) (*Process, error) {
 	defer func() { _ = log.Close() }()
 	cmd := exec.Command(options.Program, options.Args...)
 	cmd.Dir = options.Dir
+	cmd.Env = append(os.Environ(), options.Env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = attributes(options)
 	p := &Process{cmd: cmd, done: make(chan struct{})}
