@@ -32,7 +32,7 @@ type EventStatus struct {
 
 // place says where an event is, and the exact reason when it is not published. A parked or dead-letter row comes first;
 // else the checkpoint tells: everything at or before it that is not in pend is done.
-func (l *lookup) place(e *located) (Place, string) {
+func (l *whereabouts) place(e *located) (Place, string) {
 	c := l.checkpoint(e.shard)
 	agg := l.aggregates[l.aggregate(e)]
 	switch {
@@ -56,7 +56,7 @@ func (l *lookup) place(e *located) (Place, string) {
 }
 
 // whyUndecided explains an event of a PREPARED transaction.
-func (l *lookup) whyUndecided(e *located, c *checkpoint, agg *aggregateState) string {
+func (l *whereabouts) whyUndecided(e *located, c *checkpoint, agg *aggregateState) string {
 	why := "its transaction is undecided: nobody has told the decision yet"
 	if p := e.parked; p != nil {
 		if p.checks > 0 {
@@ -74,7 +74,7 @@ func (l *lookup) whyUndecided(e *located, c *checkpoint, agg *aggregateState) st
 }
 
 // placeParked explains a parked event of a COMMITTED transaction.
-func (l *lookup) placeParked(e *located, c *checkpoint, agg *aggregateState) (Place, string) {
+func (l *whereabouts) placeParked(e *located, c *checkpoint, agg *aggregateState) (Place, string) {
 	p := e.parked
 	if agg.head != nil && agg.head.EventPosition != p.EventPosition {
 		why := "waits behind " + agg.head.explain()
@@ -97,7 +97,7 @@ func (l *lookup) placeParked(e *located, c *checkpoint, agg *aggregateState) (Pl
 }
 
 // placeQueued explains a COMMITTED event that is in the log only.
-func (l *lookup) placeQueued(e *located, c *checkpoint, agg *aggregateState) (Place, string) {
+func (l *whereabouts) placeQueued(e *located, c *checkpoint, agg *aggregateState) (Place, string) {
 	if h := agg.head; h != nil && h.EventPosition.Compare(e.EventPosition) < 0 {
 		return PlaceWaiting, "waits behind " + h.explain() + c.holderMissing()
 	}
@@ -157,11 +157,11 @@ func times(n int32) string {
 	return fmt.Sprintf("%d times", n)
 }
 
-func (l *lookup) aggregate(e *located) Aggregate {
+func (l *whereabouts) aggregate(e *located) Aggregate {
 	return Aggregate{Source: l.Key.Source, Type: e.record.Event.AggregateType, ID: e.record.Event.AggregateID}
 }
 
-func (l *lookup) checkpoint(shard int16) *checkpoint {
+func (l *whereabouts) checkpoint(shard int16) *checkpoint {
 	for i := range l.checkpoints {
 		if l.checkpoints[i].shard == shard {
 			return &l.checkpoints[i]
@@ -172,7 +172,7 @@ func (l *lookup) checkpoint(shard int16) *checkpoint {
 
 // surroundings reads what may stand in the way of the events: checkpoints, what is parked of their aggregates, and for
 // COMMITTED events that are in the log only, the undecided ones before them.
-func (l *lookup) surroundings(ctx context.Context) (err error) {
+func (l *whereabouts) surroundings(ctx context.Context) (err error) {
 	if l.checkpoints, err = readCheckpoints(ctx, l.tx); err != nil {
 		return err
 	}
@@ -199,7 +199,7 @@ const (
 	FROM unnest($1::smallint[], $2::bigint[], $3::text[], $4::text[]) WITH ORDINALITY u (shard, agg, type, id, n)`
 )
 
-func (l *lookup) readAggregates(ctx context.Context) error {
+func (l *whereabouts) readAggregates(ctx context.Context) error {
 	l.aggregates = map[Aggregate]*aggregateState{}
 	var order []*aggregateState
 	var shards []int16
@@ -254,7 +254,7 @@ const segmentsAtSQL = `
 
 // readUndecided finds the first undecided event in pend of each aggregate that a committed event of the transaction is
 // waiting in.
-func (l *lookup) readUndecided(ctx context.Context) error {
+func (l *whereabouts) readUndecided(ctx context.Context) error {
 	l.undecided = map[Aggregate]pendHead{}
 	if l.State != Committed {
 		return nil
@@ -277,7 +277,7 @@ func (l *lookup) readUndecided(ctx context.Context) error {
 	return nil
 }
 
-func (l *lookup) readUndecidedOf(ctx context.Context, c *checkpoint, before EventPosition) error {
+func (l *whereabouts) readUndecidedOf(ctx context.Context, c *checkpoint, before EventPosition) error {
 	var xids []uint64
 	var seqs []int32
 	entries := map[EventPosition]Key{}

@@ -28,7 +28,7 @@ type Transaction struct {
 // past retention.
 func (s *Store) Transaction(ctx context.Context, k Key) (found *Transaction, err error) {
 	err = s.snapshot(ctx, "looking up a transaction", func(tx pgx.Tx) error {
-		l := lookup{tx: tx, Transaction: Transaction{Key: k}}
+		l := whereabouts{tx: tx, Transaction: Transaction{Key: k}}
 		if err := l.row(ctx); err != nil {
 			return err
 		}
@@ -74,8 +74,8 @@ func (s *Store) RetentionHorizon(ctx context.Context) (time.Time, error) {
 	return t, storeError("reading the retention horizon", err)
 }
 
-// lookup collects what place needs to say where each event of a transaction is.
-type lookup struct {
+// whereabouts collects what place needs to say where each event of a transaction is.
+type whereabouts struct {
 	tx pgx.Tx
 	Transaction
 
@@ -126,7 +126,7 @@ type pendHead struct {
 }
 
 // row reads the transaction's own row and its resolution.
-func (l *lookup) row(ctx context.Context) error {
+func (l *whereabouts) row(ctx context.Context) error {
 	var decidedAt *time.Time
 	var method *string
 	var shards int64
@@ -155,7 +155,7 @@ func (l *lookup) row(ctx context.Context) error {
 }
 
 // find collects the events from the log, from parked and from dead_letter.
-func (l *lookup) find(ctx context.Context) error {
+func (l *whereabouts) find(ctx context.Context) error {
 	type address struct {
 		shard int16
 		EventPosition
@@ -200,7 +200,7 @@ func (l *lookup) find(ctx context.Context) error {
 }
 
 // segments reads what the batch that stored the transaction wrote to these shards.
-func (l *lookup) segments(ctx context.Context, shards []int16) ([]Segment, error) {
+func (l *whereabouts) segments(ctx context.Context, shards []int16) ([]Segment, error) {
 	rows, err := l.tx.Query(ctx, `SELECT shard, xid, seq, stale, body FROM outbox.log WHERE shard = ANY($1) AND xid = $2`, shards, l.logXID)
 	if err != nil {
 		return nil, storeError("reading a transaction's segments", err)
@@ -214,7 +214,7 @@ func scanLogRow(row pgx.CollectableRow) (s Segment, err error) {
 	return s, err
 }
 
-func (l *lookup) findParked(ctx context.Context, add func(int16, EventPosition, *Record) *located) error {
+func (l *whereabouts) findParked(ctx context.Context, add func(int16, EventPosition, *Record) *located) error {
 	rows, err := l.tx.Query(ctx, `
 		SELECT shard, body, `+parkedRowColumns+` FROM outbox.parked WHERE source_id = $1 AND tx_id = $2`,
 		l.Key.Source, [16]byte(l.Key.Transaction))
@@ -246,7 +246,7 @@ func (p *parkedRow) columns() []any {
 		&p.checks, &p.lastAnswer, &p.attempts, &p.err, &p.nextTry}
 }
 
-func (l *lookup) findDead(ctx context.Context, shards []int16, add func(int16, EventPosition, *Record) *located) error {
+func (l *whereabouts) findDead(ctx context.Context, shards []int16, add func(int16, EventPosition, *Record) *located) error {
 	rows, err := l.tx.Query(ctx, `
 		SELECT shard, xid, seq, record, body, error, attempts, queue FROM outbox.dead_letter
 		WHERE shard = ANY($1) AND xid = $2 AND source_id = $3 AND tx_id = $4`,
