@@ -68,14 +68,3 @@ type Record struct {
 	PreparedAt int64                // only for events: Unix nanoseconds
 	Database   *DatabaseTransaction // only for events of a Prepare
 }
-
-// Records decodes the segment and calls yield for each record that is not stale, in order, until it returns false. The
-// record and what it points to live as long as the segment's body; the Record struct itself is reused between calls.
-func (s *Segment) Records(yield func(*Record) bool) error { return s.records(yield) }
-
-// EncodeEvent appends one event record to b in the format of a segment body with ordinal 0: what parked and dead-letter
-// rows keep. DecodeEvent reads it back.
-func EncodeEvent(b []byte, r *Record) []byte { return encodeEvent(b, r) }
-
-// DecodeEvent decodes a body written by EncodeEvent. The record points into body.
-func DecodeEvent(body []byte) (*Record, error) { return decodeEvent(body) }

@@ -68,8 +68,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 }
 
 // configure sets what every connection has in common. The isolation level is set because the statements rely on READ
-// COMMITTED (a decision is re-checked under the row lock), whatever the role's default is; the plan settings because a
-// generic plan made while tx is empty would be a sequential scan for ever.
+// COMMITTED (a decision is re-checked under the row lock), whatever the role's default is.
 func (s *Store) configure(cc *pgx.ConnConfig) {
 	p := cc.RuntimeParams
 	p["application_name"] = s.cfg.ApplicationName
@@ -80,7 +79,6 @@ func (s *Store) configure(cc *pgx.ConnConfig) {
 	p["search_path"] = "pg_catalog"
 	p["timezone"] = "UTC"
 	p["jit"] = "off"
-	p["plan_cache_mode"] = "force_generic_plan"
 	cc.ConnectTimeout = cmp.Or(cc.ConnectTimeout, s.cfg.StatementTimeout)
 }
 
@@ -100,10 +98,11 @@ func (s *Store) check(ctx context.Context) error {
 	if err := checkRevision(ctx, conn.Conn()); err != nil {
 		return err
 	}
-	var made uint64
-	if err := conn.QueryRow(ctx, `SELECT shards, system_identifier::text::xid8 FROM outbox.control`).Scan(&s.shardCount, &made); err != nil {
-		return storeError("reading outbox.control", err)
+	shards, made, err := controlOf(ctx, conn.Conn())
+	if err != nil {
+		return err
 	}
+	s.shardCount = shards
 	if made != s.server.systemIdentifier {
 		return fmt.Errorf("this store was made in the cluster with system identifier %d and is now in %d: transaction ids start anew there, "+
 			"so events would be skipped; copy whole clusters (pg_basebackup), not dumps", made, s.server.systemIdentifier)

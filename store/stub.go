@@ -10,17 +10,7 @@ import (
 var errStub = errors.New("store: contract stub")
 
 type reader struct{}
-type writer struct{}
-type encoded struct{}
 
-
-func newWriter(*Store, WriterConfig) *Writer                                   { return &Writer{} }
-func (w *writer) run(context.Context) error                                    { return errStub }
-func (w *writer) submit(*Request) error                                        { return errStub }
-func (w *writer) do(context.Context, *Request) (Answer, error)                 { return Answer{}, errStub }
-func (s *Segment) records(func(*Record) bool) error                            { return errStub }
-func encodeEvent(b []byte, r *Record) []byte                                   { return b }
-func decodeEvent([]byte) (*Record, error)                                      { return nil, errStub }
 func (s *Store) heartbeat(context.Context, string, time.Duration) (int, error) { return 0, errStub }
 func (s *Store) acquireShards(context.Context, string, time.Duration, int) ([]Lease, error) {
 	return nil, errStub

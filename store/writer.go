@@ -1,7 +1,10 @@
 package store
 
 import (
+	"cmp"
 	"context"
+	"fmt"
+	"sync"
 	"time"
 )
 
@@ -32,8 +35,12 @@ type Request struct {
 	// Opaque is the caller's own.
 	Opaque any
 
-	enc encoded
+	enc    encoding
+	answer chan Answer // of Do
 }
+
+// stores reports whether requests of this kind carry events.
+func (k Kind) stores() bool { return k == KindPrepare || k == KindPublish }
 
 // Answer is what became of a request.
 type Answer struct {
@@ -52,8 +59,8 @@ type Resolution struct {
 
 // WriterConfig sets up a Writer. The zero value of a field means its default.
 type WriterConfig struct {
-	MaxQueued      int           // requests waiting; beyond it ErrBacklogFull. Default 16384
-	MaxQueuedBytes int64         // bytes waiting. Default 64 MiB
+	MaxQueued      int           // requests submitted and not answered; beyond it ErrBacklogFull. Default 16384
+	MaxQueuedBytes int64         // their bytes. Default 64 MiB
 	MaxBatch       int           // requests in a batch. Default 512
 	MaxBatchBytes  int           // bytes in a batch. Default 1 MiB
 	SecondWriterAt int           // queue length at which a second batch is put in flight beside the first. Default 64
@@ -65,22 +72,93 @@ type WriterConfig struct {
 	OnBatch func(requests int, wait, statement time.Duration)
 }
 
+func (c WriterConfig) withDefaults() WriterConfig {
+	c.MaxQueued = cmp.Or(c.MaxQueued, 16384)
+	c.MaxQueuedBytes = cmp.Or(c.MaxQueuedBytes, 64<<20)
+	c.MaxBatch = cmp.Or(c.MaxBatch, 512)
+	c.MaxBatchBytes = cmp.Or(c.MaxBatchBytes, 1<<20)
+	c.SecondWriterAt = cmp.Or(c.SecondWriterAt, 64)
+	c.MaxWait = cmp.Or(c.MaxWait, 5*time.Second)
+	if c.OnAppend == nil {
+		c.OnAppend = func(ShardSet) {}
+	}
+	if c.OnBatch == nil {
+		c.OnBatch = func(int, time.Duration, time.Duration) {}
+	}
+	return c
+}
+
 // Writer is the group-commit batcher: one queue, one statement per batch, no linger. Safe for concurrent use.
 //
 // Order: a request answered before another one is submitted (to any writer of any process) comes before it in the log.
-// Requests submitted one after the other by one goroutine, unanswered, keep their order within a batch only.
-type Writer struct{ writer }
+// Requests submitted one after the other by one goroutine, unanswered, keep their order within a batch only; requests of
+// one transaction always keep it, because a later one is held until the earlier one is answered.
+type Writer struct {
+	st    *Store
+	cfg   WriterConfig
+	queue queue
+}
 
 // NewWriter returns a writer over its own connections to st. It works once Run is called.
-func NewWriter(st *Store, cfg WriterConfig) *Writer { return newWriter(st, cfg) }
+func NewWriter(st *Store, cfg WriterConfig) *Writer {
+	w := &Writer{st: st, cfg: cfg.withDefaults()}
+	w.queue.init(w.cfg)
+	return w
+}
 
-// Run works until ctx ends; then it refuses new requests with ErrUnavailable, answers those it has, and returns.
-func (w *Writer) Run(ctx context.Context) error { return w.run(ctx) }
+// Run works until ctx ends; then it refuses new requests with ErrUnavailable, answers those it has, and returns. While
+// the store is away that takes MaxWait at most, plus the attempt under way.
+func (w *Writer) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, w.queue.drain)
+	defer stop()
+	// The work itself is not cancelled with ctx: what was accepted is answered.
+	work := context.WithoutCancel(ctx)
+	var loops sync.WaitGroup
+	for range writersPerProcess {
+		loops.Go(func() { newAppender(w).run(work) })
+	}
+	loops.Go(func() { newTxLookup(w).run(work) })
+	loops.Wait()
+	return nil
+}
 
-// Submit queues a request. It never blocks. A nil error means that r.Done will be called; ErrBacklogFull and
-// ErrUnavailable mean that it will not and nothing happened.
-func (w *Writer) Submit(r *Request) error { return w.submit(r) }
+// Submit queues a request. It never blocks. A nil error means that r.Done will be called; ErrBacklogFull, ErrUnavailable
+// and ErrInvalid (a Prepare or Publish without events) mean that it will not and nothing happened.
+func (w *Writer) Submit(r *Request) error {
+	if err := w.queue.admits(); err != nil {
+		return err
+	}
+	if r.Kind.stores() && len(r.Events) == 0 {
+		return fmt.Errorf("%w: no events", ErrInvalid)
+	}
+	r.enc.encode(r, w.st.shardCount, w.cfg.MaxWait)
+	if err := w.queue.submit(r); err != nil {
+		r.enc.release()
+		return err
+	}
+	return nil
+}
 
 // Do submits r and waits for its answer. If ctx ends first, its error is returned and the request may still take effect.
 // It sets r.Done.
-func (w *Writer) Do(ctx context.Context, r *Request) (Answer, error) { return w.do(ctx, r) }
+func (w *Writer) Do(ctx context.Context, r *Request) (Answer, error) {
+	answer := answers.Get().(chan Answer) //nolint:forcetypeassert,errcheck // nothing else is put there
+	r.Done = deliverAnswer
+	r.answer = answer
+	if err := w.Submit(r); err != nil {
+		answers.Put(answer)
+		return Answer{}, err
+	}
+	select {
+	case a := <-answer:
+		answers.Put(answer)
+		return a, a.Err
+	case <-ctx.Done():
+		// The channel stays with the request: its answer may still come.
+		return Answer{}, fmt.Errorf("waiting for the writer: %w", context.Cause(ctx))
+	}
+}
+
+var answers = sync.Pool{New: func() any { return make(chan Answer, 1) }}
+
+func deliverAnswer(r *Request, a Answer) { r.answer <- a }
