@@ -44,6 +44,8 @@ type Store struct {
 	pool       *pgxpool.Pool
 	server     server // as Open found it
 	shardCount int
+
+	maintenance maintenanceState
 }
 
 // Open connects, and refuses a store that may lose commits (fsync or synchronous_commit off, unless Unsafe), a standby,
