@@ -1,0 +1,20 @@
+// Package kafka is the relay.Sink over librdkafka. It is the only package that knows confluent-kafka-go.
+//
+// What it promises beside the interface:
+//
+//   - Exactly one report follows each accepted Deliver, whatever happens: acknowledgement, refusal, Purge, a fatal error of
+//     the producer, Close.
+//   - Memory is bounded: deliveries that are queued plus reports that nobody has read yet are never more than
+//     Config.MaxQueued, and the bytes queued never more than Config.MaxQueuedBytes (but one record always fits).
+//   - What passes by itself (a broker restarts, leaders move, too few replicas in sync) stays inside and is retried without
+//     end; Healthy tells meanwhile that the cluster is away.
+//   - A batch is the broker's unit of refusal, not the record: when one is refused, each of its records is tried again in a
+//     batch of its own (the solo lane), and only that verdict is reported. So a record that is too large takes nobody with
+//     it, also on a topic whose limit is smaller than our batches.
+//   - A producer that died is rebuilt, with a growing pause when it dies again. Nothing of the old one is sent after its
+//     reports.
+//   - A topic is looked up before its first record is handed to librdkafka, which would wait for it for many seconds.
+//
+// Its parts, one file each: config, sink (queue and reports), lane (a producer and its rebuilding), topics (the cache),
+// watch (refreshing the cache, the cluster's health), class (what errors mean), tail, stats, metrics, logs.
+package kafka

@@ -1,0 +1,140 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	ck "github.com/confluentinc/confluent-kafka-go/v2/kafka"
+
+	"github.com/outbox-platform/outbox/relay"
+	"github.com/outbox-platform/outbox/store"
+)
+
+// tailPoll is how long one poll waits, and so how late Tail sees that its context ended.
+const tailPoll = 100 * time.Millisecond
+
+// Tail implements relay.Sink. Partitions that do not exist (any more) are left out. fn is called by the caller's goroutine.
+func (s *Sink) Tail(ctx context.Context, from map[relay.TopicPartition]int64, fn func(tp relay.TopicPartition, offset int64, headers []store.Header)) error {
+	if len(from) == 0 {
+		return nil
+	}
+	conf := s.cfg.consumer()
+	l := newLogs(s.log.With("lane", "tail"))
+	defer l.close()
+	conf["go.logs.channel"] = l.ch
+	c, err := ck.NewConsumer(&conf)
+	if err != nil {
+		return fmt.Errorf("reading tails: %w", err)
+	}
+	err = (&tail{c: c, fn: fn, ends: make(map[relay.TopicPartition]int64)}).read(ctx, from)
+	if closed := c.Close(); err == nil && closed != nil {
+		err = closed
+	}
+	if err != nil {
+		return fmt.Errorf("reading tails: %w", err)
+	}
+	return nil
+}
+
+// tail is one run of Tail.
+type tail struct {
+	c    *ck.Consumer
+	fn   func(tp relay.TopicPartition, offset int64, headers []store.Header)
+	ends map[relay.TopicPartition]int64 // of partitions not read to their end yet: the offset after their last record
+}
+
+func (t *tail) read(ctx context.Context, from map[relay.TopicPartition]int64) error {
+	var assign []ck.TopicPartition
+	for tp, offset := range from {
+		low, high, err := t.bounds(ctx, tp)
+		if err != nil {
+			return err
+		}
+		if offset < low || offset > high {
+			offset = low
+		}
+		if offset >= high {
+			continue
+		}
+		t.ends[tp] = high
+		assign = append(assign, ck.TopicPartition{Topic: &tp.Topic, Partition: tp.Partition, Offset: ck.Offset(offset)})
+	}
+	if len(assign) == 0 {
+		return nil
+	}
+	if err := t.c.Assign(assign); err != nil {
+		return fmt.Errorf("assigning %d partitions: %w", len(assign), err)
+	}
+	for len(t.ends) > 0 {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := t.handle(t.c.Poll(int(tailPoll.Milliseconds()))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bounds returns the first offset and the one after the last; both 0 for a partition that is not there.
+func (t *tail) bounds(ctx context.Context, tp relay.TopicPartition) (low, high int64, err error) {
+	for {
+		low, high, err = t.c.QueryWatermarkOffsets(tp.Topic, tp.Partition, int(lookUpTimeout.Milliseconds()))
+		if err == nil {
+			return low, high, nil
+		}
+		var e ck.Error
+		if errors.As(err, &e) {
+			switch v := verdictOf(e.Code()); {
+			case e.Code() == ck.ErrUnknownTopicOrPart || e.Code() == ck.ErrUnknownTopic || e.Code() == ck.ErrUnknownPartition:
+				return 0, 0, nil
+			case v.class == relay.ClassTopic:
+				return 0, 0, fmt.Errorf("asking for the end of %s/%d: %w", tp.Topic, tp.Partition, err)
+			}
+		}
+		if err := ctx.Err(); err != nil { // what passes by itself is tried again as long as the caller likes
+			return 0, 0, err
+		}
+	}
+}
+
+func (t *tail) handle(ev ck.Event) error {
+	switch ev := ev.(type) {
+	case *ck.Message:
+		if err := ev.TopicPartition.Error; err != nil {
+			return t.failed(err)
+		}
+		t.record(ev)
+	case ck.PartitionEOF: // also where compaction or transaction markers took the last offsets
+		delete(t.ends, relay.TopicPartition{Topic: *ev.Topic, Partition: ev.Partition})
+	case ck.Error:
+		return t.failed(ev)
+	}
+	return nil
+}
+
+func (t *tail) record(m *ck.Message) {
+	tp := relay.TopicPartition{Topic: *m.TopicPartition.Topic, Partition: m.TopicPartition.Partition}
+	end, ok := t.ends[tp]
+	offset := int64(m.TopicPartition.Offset)
+	if ok && offset < end {
+		headers := make([]store.Header, len(m.Headers))
+		for i, h := range m.Headers {
+			headers[i] = store.Header{Name: h.Key, Value: h.Value}
+		}
+		t.fn(tp, offset, headers)
+	}
+	if offset+1 >= end {
+		delete(t.ends, tp)
+	}
+}
+
+// failed decides whether an error ends the reading: only one that waiting does not heal.
+func (t *tail) failed(err error) error {
+	if v := judge(err); v.Class == relay.ClassTopic {
+		return v
+	}
+	return nil
+}
