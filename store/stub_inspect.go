@@ -2,9 +2,6 @@ package store
 
 import "context"
 
-// Contract stubs of maintenance and verification.
+// Contract stub of verification.
 
-func (s *Store) maintainOnce(context.Context, MaintenanceConfig) (r MaintenanceReport, err error) {
-	return r, errStub
-}
 func (s *Store) verify(context.Context) ([]Violation, error) { return nil, errStub }
