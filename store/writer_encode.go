@@ -1,6 +1,7 @@
 package store
 
 import (
+	"math/bits"
 	"sync"
 	"time"
 
@@ -67,10 +68,28 @@ func (e *encoding) encode(r *Request, shards int, maxWait time.Duration) {
 		e.shards = e.shards.Add(shard)
 	}
 	e.payload = p
-	// Over the events only: a Publish has the digest of the Prepare with the same events, and a Prepare that is sent again
-	// has the same although it is prepared at another time.
-	e.digest = xxhash.Sum64(p.b[p.head:])
+	e.digest = p.digest(e.shards)
 	e.size += int64(len(p.b))
+}
+
+// digest is a hash of the events only: a Publish has the digest of the Prepare with the same events, and a Prepare that is
+// sent again has the same although it is prepared at another time. Events are taken shard by shard, because that is the
+// order that the log keeps: Verify computes it again from there.
+func (p *payload) digest(shards ShardSet) uint64 {
+	if shards&(shards-1) == 0 {
+		return xxhash.Sum64(p.b[p.head:])
+	}
+	var d xxhash.Digest
+	d.Reset()
+	for ; shards != 0; shards &= shards - 1 {
+		shard := int16(bits.TrailingZeros64(uint64(shards))) //nolint:gosec // less than 64
+		for _, ref := range p.events {
+			if ref.shard == shard {
+				_, _ = d.Write(p.b[ref.start:ref.end])
+			}
+		}
+	}
+	return d.Sum64()
 }
 
 // release gives the payload back.
