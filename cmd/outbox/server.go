@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/outbox-platform/outbox/server"
+	"github.com/outbox-platform/outbox/store"
+)
+
+// serverSettings are the settings of a server process beside store and log.
+type serverSettings struct {
+	Server server.Config  `embed:"" prefix:"server-" group:"server"`
+	Writer writerSettings `embed:"" prefix:"writer-" group:"writer"`
+}
+
+type serverCmd struct {
+	WithRelay bool          `help:"Run a relay in this process too. It is told of new events at once."`
+	Log       logSettings   `embed:"" prefix:"log-" group:"log"`
+	Store     storeSettings `embed:"" prefix:"store-" group:"store"`
+	serverSettings
+	Kafka kafkaSettings `embed:"" prefix:"kafka-" group:"kafka"`
+	relaySettings
+}
+
+// Help implements kong.HelpProvider.
+func (*serverCmd) Help() string {
+	return `Servers keep nothing but what the store holds: run any number. SIGTERM drains: health says NOT_SERVING, sessions are
+asked to move, calls under way are answered, within --server-drain-timeout. The Kafka and relay settings are for --with-relay.
+
+Examples:
+  outbox server -c /etc/outbox.yaml
+  OUTBOX_STORE_DSN=postgres://outbox@db/outbox outbox server --server-grpc-listen :7070 --server-tokens-file tokens.yaml
+  outbox server --with-relay --kafka-brokers kafka:9092
+
+` + exitCodesHelp
+}
+
+// Run serves until a signal, then drains.
+func (c *serverCmd) Run(ctx context.Context, s streams) error {
+	log := c.Log.logger(s.err)
+	p, err := newPlatform(ctx, c.Store, log)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	if c.WithRelay {
+		if err := p.addRelay(ctx, c.Kafka, c.relaySettings, ""); err != nil {
+			return err
+		}
+	}
+	if err := p.addServer(c.serverSettings); err != nil {
+		return err
+	}
+	return p.run(ctx)
+}
+
+// platform is a server, a relay or both over one store.
+type platform struct {
+	log      *slog.Logger
+	registry *prometheus.Registry
+	store    *store.Store
+	writer   *store.Writer
+	server   *server.Server
+	relay    *runningRelay
+}
+
+// newPlatform opens the store.
+func newPlatform(ctx context.Context, settings storeSettings, log *slog.Logger) (*platform, error) {
+	config, err := settings.config("outbox")
+	if err != nil {
+		return nil, err
+	}
+	st, err := store.Open(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	return &platform{log: log, registry: newRegistry(), store: st}, nil
+}
+
+// addServer makes a server; a relay that was added before is told of new events.
+func (p *platform) addServer(settings serverSettings) error {
+	if err := settings.Server.Validate(); err != nil {
+		return usagef("server: %w", err)
+	}
+	config, err := settings.Writer.config()
+	if err != nil {
+		return err
+	}
+	if config.OnBatch, err = server.WriterHooks(p.registry); err != nil {
+		return err
+	}
+	if p.relay != nil {
+		config.OnAppend = p.relay.relay.Hint
+	}
+	p.writer = store.NewWriter(p.store, config)
+	p.server, err = server.New(settings.Server, p.store, p.writer, p.log, p.registry)
+	return err
+}
+
+// run works until ctx ends. Then the server drains while writer and relay go on, the relay finishes what it delivers, and
+// the writer ends last.
+func (p *platform) run(ctx context.Context) error {
+	p.log.Info("starting", "version", version, "shards", p.store.ShardCount(), "server", p.server != nil, "relay", p.relay != nil)
+	g := newGroup(ctx)
+	stopWriter := func() error { return nil }
+	if p.writer != nil {
+		stopWriter = g.detached("writer", p.writer.Run)
+		g.run("server", p.server.Serve)
+	}
+	if p.relay != nil {
+		p.relay.start(g)
+	}
+	err := errors.Join(g.wait(), stopWriter())
+	if err == nil {
+		p.log.Info("stopped")
+	}
+	return err
+}
+
+func (p *platform) close() {
+	if p.relay != nil {
+		p.relay.close()
+	}
+	p.store.Close()
+}
