@@ -1,7 +1,0 @@
-package store
-
-import "context"
-
-// Contract stub of verification.
-
-func (s *Store) verify(context.Context) ([]Violation, error) { return nil, errStub }
