@@ -115,3 +115,15 @@ func int4s(b []byte) []int32 {
 	}
 	return out
 }
+
+// int2s appends the elements of a smallint[] without NULLs.
+func int2s(out []int16, b []byte) []int16 {
+	if len(b) < arrayHeader {
+		return out
+	}
+	n := int(binary.BigEndian.Uint32(b[12:]))
+	for at := arrayHeader; n > 0 && at+6 <= len(b); n, at = n-1, at+6 {
+		out = append(out, int16(binary.BigEndian.Uint16(b[at+4:]))) //nolint:gosec // bytes of an int16
+	}
+	return out
+}

@@ -9,8 +9,6 @@ import (
 // Contract stub: replaced by the implementation.
 var errStub = errors.New("store: contract stub")
 
-type reader struct{}
-
 func (s *Store) heartbeat(context.Context, string, time.Duration) (int, error) { return 0, errStub }
 func (s *Store) acquireShards(context.Context, string, time.Duration, int) ([]Lease, error) {
 	return nil, errStub
@@ -27,8 +25,3 @@ func (s *Store) loadDeadLettersOf(context.Context, int16, Aggregate, EventPositi
 }
 func (s *Store) states(context.Context, []Key) (map[Key]State, error)            { return nil, errStub }
 func (s *Store) pendingOperations(context.Context, []int16) ([]Operation, error) { return nil, errStub }
-func (s *Store) openReader(context.Context) (*Reader, error)                     { return nil, errStub }
-func (r *reader) read(context.Context, []Cursor, int) ([]Segment, error)         { return nil, errStub }
-func (r *reader) readAt(context.Context, int16, []Position) ([]Segment, error)   { return nil, errStub }
-func (r *reader) horizon() Horizon                                               { return Horizon{} }
-func (r *reader) close(context.Context) error                                    { return nil }
