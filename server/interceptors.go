@@ -130,6 +130,7 @@ func (s *Server) panicked(p any, method string) error {
 	e := otherError(fmt.Errorf("panic: %v", p))
 	s.metrics.panics.Inc()
 	s.log.Error("panic in a call", "method", method, "log_id", e.metadata["log_id"], "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+	e.cause = nil // it is logged
 	return e
 }
 

@@ -215,8 +215,8 @@ func databaseTransaction(to *store.DatabaseTransaction, from *outboxv1.DatabaseT
 
 // events checks the events one by one and converts them without copying what they point to.
 func (v *validator) events(c *call, from []*outboxv1.Event, src *source, topics *catalogue) *apiError {
-	to := c.one[:len(from):len(from)]
-	if len(from) > len(c.one) {
+	to := c.one[:]
+	if len(from) != len(to) {
 		to = make([]store.Event, len(from))
 	}
 	var total int64
