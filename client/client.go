@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -200,6 +201,9 @@ func (c *Client) pick() *session {
 
 // Source returns the source's name.
 func (c *Client) Source() string { return c.cfg.Source }
+
+// Logger returns Config.Logger, which is never nil here.
+func (c *Client) Logger() *slog.Logger { return c.cfg.Logger }
 
 // PrepareTimeout returns Config.PrepareTimeout as it is in force.
 func (c *Client) PrepareTimeout() time.Duration { return c.cfg.PrepareTimeout }

@@ -125,6 +125,8 @@ func (d *decision) finish(e *Error) {
 		c.stats.acknowledged.Add(1)
 	case d.kind == kindCommit && IsAlreadyDecided(err):
 		c.Report(Alarm{Kind: AlarmContradiction, TransactionID: d.id.String(), Err: err})
+	case d.kind == kindAbort && IsUnknownTransaction(err):
+		// It never arrived: nothing to abort.
 	case !e.local:
 		c.cfg.Logger.Warn("the platform refused a decision", "decision", d.kind.String(), "transaction_id", d.id.String(), "error", err)
 	}

@@ -107,6 +107,8 @@ const (
 	AlarmRefused AlarmKind = "refused"
 	// AlarmLost: the platform does not know a transaction that it should know.
 	AlarmLost AlarmKind = "lost"
+	// AlarmBug: a fault of the SDK itself. The local transaction is not affected; the platform finds its outcome out by asking.
+	AlarmBug AlarmKind = "bug"
 )
 
 // withDefaults returns the configuration as it will be used, or what is wrong with it.

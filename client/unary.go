@@ -131,7 +131,7 @@ func (c *Client) unaryRoundTrip(ctx context.Context, k kind, body encoded, timeo
 		return token, nil
 	case ctx.Err() != nil:
 		return nil, contextError(ctx, k.String())
-	case limited.Err() != nil:
+	case limited.Err() != nil, err.Code == codes.DeadlineExceeded && err.Reason == "":
 		return nil, timeoutError(k, timeout)
 	}
 	return nil, err

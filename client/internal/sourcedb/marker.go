@@ -1,0 +1,84 @@
+package sourcedb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/outbox-platform/outbox/client"
+)
+
+// markSQL writes the marker and reads, in the same round trip, what ties it to its transaction. It is a plain INSERT: a
+// conflict must kill the transaction. Types are cast to those that every driver scans the same way.
+const markSQL = `
+WITH m AS (INSERT INTO outbox_marker (id) VALUES ($1) RETURNING xmin)
+SELECT pg_current_xact_id()::text::bigint,
+       (SELECT system_identifier FROM pg_control_system()),
+       substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8),
+       (SELECT oid::bigint FROM pg_database WHERE datname = current_database()),
+       'outbox_marker'::regclass::oid::bigint,
+       current_setting('synchronous_commit'),
+       current_setting('transaction_isolation'),
+       m.xmin::text::bigint = (pg_current_xact_id()::text::bigint & 4294967295),
+       EXISTS (SELECT 1 FROM outbox_marker WHERE spilled IS NOT NULL AND refused IS NULL)
+FROM m`
+
+// mustSpillSQL asks whether spilled requests wait.
+const mustSpillSQL = `SELECT EXISTS (SELECT 1 FROM outbox_marker WHERE spilled IS NOT NULL AND refused IS NULL)`
+
+// spillSQL stores the request in the marker of its own transaction.
+const spillSQL = `UPDATE outbox_marker SET spilled = $2 WHERE id = $1`
+
+// mark is what the marker statement returned.
+type mark struct {
+	tx        client.DatabaseTransaction
+	sync      string
+	isolation string
+	topLevel  bool
+	mustSpill bool
+}
+
+// fresh tells whether the marker statement saw what was committed until it ran: its snapshot was its own.
+func (m *mark) fresh() bool {
+	return m.isolation == "read committed" || m.isolation == "read uncommitted"
+}
+
+func writeMark(ctx context.Context, q Queryer, id uuid.UUID, database string) (*mark, error) {
+	var (
+		m                              mark
+		xid, sysid, dbOID, markerTable int64
+		timeline                       string
+	)
+	err := q.QueryRow(ctx, markSQL, id).Scan(&xid, &sysid, &timeline, &dbOID, &markerTable, &m.sync, &m.isolation, &m.topLevel, &m.mustSpill)
+	if err != nil {
+		return nil, fmt.Errorf("outbox: writing the marker: %w", explain(err))
+	}
+	tl, err := strconv.ParseUint(timeline, 16, 32)
+	if err != nil {
+		return nil, fmt.Errorf("outbox: reading the timeline: %w", err)
+	}
+	switch {
+	case m.sync == "off":
+		return nil, client.ErrAsyncCommit
+	case !m.topLevel:
+		return nil, client.ErrSavepoint
+	}
+	m.tx = client.DatabaseTransaction{
+		Database: database, XID: uint64(xid), SystemIdentifier: uint64(sysid), Timeline: uint32(tl),
+		DatabaseOID: uint32(dbOID), MarkerOID: uint32(markerTable), Mode: client.ModeMarker,
+	}
+	return &m, nil
+}
+
+// explain adds what to do to an error that says that the marker table is not there.
+func explain(err error) error {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == "42P01" {
+		return fmt.Errorf("%w (create the table with client.MarkerDDL in a schema that the search_path finds)", err)
+	}
+	return err
+}

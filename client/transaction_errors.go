@@ -1,0 +1,38 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+)
+
+// Errors of pgxoutbox and sqloutbox that come before anything was prepared. The local transaction is rolled back.
+var (
+	// ErrSavepoint: events were about to be prepared inside a savepoint. If it were rolled back later, the transaction would
+	// commit without them. Prepare at the top level of the transaction.
+	ErrSavepoint = errors.New("outbox: the transaction is inside a savepoint; prepare events at its top level")
+	// ErrAsyncCommit: synchronous_commit is off. A commit that the client was told of can be lost in a crash, after its events
+	// were published. Set it to on (or local) for this transaction.
+	ErrAsyncCommit = errors.New("outbox: synchronous_commit is off; a crash could lose the transaction after its events were published")
+	// ErrManaged: Commit or Rollback was called on a transaction that InTx ends.
+	ErrManaged = errors.New("outbox: InTx ends this transaction; return nil to commit and an error to roll back")
+)
+
+// OutcomeUnknownError: COMMIT was sent and its outcome is not known, because the connection broke or the database did not
+// answer. The transaction may be committed, and its events published. Do not simply run it again: find out first, for example
+// by the keys it would have written.
+type OutcomeUnknownError struct {
+	// TransactionID is the id under which its events were prepared; zero: it had none.
+	TransactionID uuid.UUID
+	// Err is what COMMIT returned.
+	Err error
+}
+
+// Error says that the outcome is unknown, and why.
+func (e *OutcomeUnknownError) Error() string {
+	return fmt.Sprintf("outbox: the outcome of COMMIT is unknown: %v", e.Err)
+}
+
+// Unwrap returns what COMMIT returned.
+func (e *OutcomeUnknownError) Unwrap() error { return e.Err }
