@@ -129,7 +129,7 @@ CREATE TABLE outbox.parked (
 );
 CREATE INDEX parked_aggregate ON outbox.parked (shard, agg, xid, seq, record);
 CREATE INDEX parked_tx ON outbox.parked (source_id, tx_id);
-CREATE INDEX parked_in_doubt ON outbox.parked (source_id, database, check_at) WHERE state = 0;
+CREATE INDEX parked_in_doubt ON outbox.parked (check_at) WHERE state = 0;
 
 -- Events set aside after a permanent failure.
 CREATE TABLE outbox.dead_letter (

@@ -2,7 +2,10 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // Step is one fenced write of a shard's holder: its checkpoint together with every change of parked, dead_letter and
@@ -19,87 +22,205 @@ type Step struct {
 	Operations []OperationOutcome
 }
 
-// Parked is one event copied out of the log because it is undecided or blocked, so that nothing waits for it but its own
-// aggregate.
-type Parked struct {
-	EventPosition
-	Key       Key
-	Aggregate Aggregate
-	State     State  // of its transaction
-	Body      []byte // EncodeEvent; nil when read without bodies
-	Cause     Cause
-	// Database: what the resolver needs; nil for published transactions.
-	Database *DatabaseTransaction
-	Since    time.Time // when it was parked (read only)
-	// Head of a blocked aggregate only:
-	Attempts int32
-	Error    string
-	NextTry  time.Time // zero: not before an operator says
-}
-
-// Cause says why an event is parked.
-type Cause int16
-
-// The causes, as stored.
-const (
-	CauseInDoubt  Cause = 1 // its own transaction is undecided
-	CauseFollower Cause = 2 // waits behind an earlier event of its aggregate
-	CauseRecord   Cause = 3 // Kafka refused it for good; policy block
-	CauseTopic    Cause = 4 // its topic is unknown or not authorised
-	CauseRedriven Cause = 5 // put back by an operator, waits for its turn
-)
-
-// ParkedDecision is a decision read from the log for a transaction with parked events.
-type ParkedDecision struct {
-	Key   Key
-	State State
-}
-
-// DeadLetter is an event set aside after a permanent failure.
-type DeadLetter struct {
-	EventPosition
-	Shard     int16
-	Key       Key
-	Aggregate Aggregate
-	Body      []byte // EncodeEvent
-	Error     string
-	Attempts  int32
-	// Queue: the aggregate is in park policy, later events follow it here until a redrive. False: set aside alone (skip).
-	Queue bool
-	Since time.Time // read only
-}
-
 // Steps writes the steps of several shards and renews their leases for ttl. Steps without row changes share one
 // statement; a step with row changes is a transaction of its own. It returns the shards that are fenced: nothing of their
-// steps was written. An error means that the outcome of steps not known to be written is unknown; repeating is safe.
+// steps was written. An error means that the outcome of steps not known to be written is unknown; repeating is safe. A
+// checkpoint that would move backwards is an error, and nothing of its step is written.
+//
+// Steps are not flushed (synchronous_commit=off): a crash of PostgreSQL may take the last ones back, in order, which
+// repeats deliveries but loses none. It also takes back the renewals in them, of less than a second: a holder's trust
+// window ends earlier than that before the lease.
 func (s *Store) Steps(ctx context.Context, ttl time.Duration, steps []Step) (fenced []int16, err error) {
-	return s.steps(ctx, ttl, steps)
+	var plain []*Step
+	for i := range steps {
+		if st := &steps[i]; st.changesRows() {
+			written, err := s.stepWithRows(ctx, ttl, st)
+			if err != nil {
+				return fenced, err
+			}
+			if !written {
+				fenced = append(fenced, st.Shard)
+			}
+		} else {
+			plain = append(plain, st)
+		}
+	}
+	if len(plain) == 0 {
+		return fenced, nil
+	}
+	written, err := s.plainSteps(ctx, ttl, plain)
+	if err != nil {
+		return fenced, err
+	}
+	for _, st := range plain {
+		if !written[st.Shard] {
+			fenced = append(fenced, st.Shard)
+		}
+	}
+	return fenced, nil
 }
 
-// LoadParked returns all parked rows of a shard in position order, without bodies, for a takeover. States are re-read
-// from tx.
-func (s *Store) LoadParked(ctx context.Context, shard int16) ([]Parked, error) {
-	return s.loadParked(ctx, shard)
+func (st *Step) changesRows() bool {
+	return len(st.Park)+len(st.Decide)+len(st.Unpark)+len(st.Bury)+len(st.Exhume)+len(st.Operations) > 0
 }
 
-// LoadParkedOf returns up to limit parked rows of one aggregate after a position, in order, with bodies.
-func (s *Store) LoadParkedOf(ctx context.Context, shard int16, a Aggregate, after EventPosition, limit int) ([]Parked, error) {
-	return s.loadParkedOf(ctx, shard, a, after, limit)
+// checkpointSQL writes checkpoints and renews leases. A row is missing in the answer if another epoch holds the shard, or
+// nobody; backwards says that the checkpoint did not move because it would have moved back.
+const checkpointSQL = `
+WITH u AS (
+  SELECT * FROM unnest($1::smallint[], $2::bigint[], $3::xid8[], $4::int[], $5::xid8[], $6::bytea[], $7::bytea[])
+    u(shard, epoch, xid, seq, oldest, pend, offsets)),
+w AS (
+  UPDATE outbox.shard s SET xid = u.xid, seq = u.seq, oldest = u.oldest, pend = u.pend, offsets = u.offsets, lease_until = now() + $8
+  FROM u WHERE s.shard = u.shard AND s.epoch = u.epoch AND s.holder <> '' AND (u.xid, u.seq) >= (s.xid, s.seq)
+  RETURNING s.shard)
+SELECT w.shard, false AS backwards FROM w
+UNION ALL
+SELECT s.shard, true FROM outbox.shard s JOIN u ON s.shard = u.shard AND s.epoch = u.epoch
+WHERE s.holder <> '' AND (u.xid, u.seq) < (s.xid, s.seq)`
+
+// stepSettings hold for the transaction of a step. Its statements find rows by index; plans made while the tables were
+// empty must not be anything else.
+const stepSettings = `SELECT set_config('synchronous_commit', 'off', true), set_config('enable_seqscan', 'off', true),
+	set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)`
+
+func (s *Store) plainSteps(ctx context.Context, ttl time.Duration, steps []*Step) (written map[int16]bool, err error) {
+	var b pgx.Batch // one implicit transaction
+	b.Queue(stepSettings)
+	written = make(map[int16]bool, len(steps))
+	queueCheckpoints(&b, ttl, steps, written)
+	return written, storeError("writing checkpoints", s.pool.SendBatch(ctx, &b).Close())
 }
 
-// LoadDeadQueues returns the aggregates of a shard that are in park policy: they have dead letters with Queue set.
-func (s *Store) LoadDeadQueues(ctx context.Context, shard int16) ([]Aggregate, error) {
-	return s.loadDeadQueues(ctx, shard)
+// queueCheckpoints adds checkpointSQL for steps to b.
+func queueCheckpoints(b *pgx.Batch, ttl time.Duration, steps []*Step, written map[int16]bool) {
+	n := len(steps)
+	shards, epochs := make([]int16, n), make([]int64, n)
+	xids, seqs, oldest := make([]uint64, n), make([]int32, n), make([]uint64, n)
+	pend, offsets := make([][]byte, n), make([][]byte, n)
+	for i, st := range steps {
+		c := &st.Checkpoint
+		shards[i], epochs[i] = st.Shard, st.Epoch
+		xids[i], seqs[i], oldest[i] = c.Position.XID, c.Position.Seq, c.Oldest
+		pend[i], offsets[i] = notNil(c.Pend), notNil(c.Offsets)
+	}
+	b.Queue(checkpointSQL, shards, epochs, xids, seqs, oldest, pend, offsets, ttl).Query(func(rows pgx.Rows) error {
+		var shard int16
+		var backwards bool
+		_, err := pgx.ForEachRow(rows, []any{&shard, &backwards}, func() error {
+			if backwards {
+				return fmt.Errorf("the checkpoint of shard %d would move backwards", shard)
+			}
+			written[shard] = true
+			return nil
+		})
+		return err
+	})
 }
 
-// LoadDeadLettersOf returns up to limit dead letters of one aggregate after a position, in order, with bodies.
-func (s *Store) LoadDeadLettersOf(ctx context.Context, shard int16, a Aggregate, after EventPosition, limit int) ([]DeadLetter, error) {
-	return s.loadDeadLettersOf(ctx, shard, a, after, limit)
+// notNil: NULL is not an empty bytea.
+func notNil(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}
+
+// stepWithRows writes one step. The fence comes first and keeps the shard's row locked until the end, so that nobody can
+// acquire the shard between the two round trips.
+func (s *Store) stepWithRows(ctx context.Context, ttl time.Duration, st *Step) (written bool, err error) {
+	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		var fence pgx.Batch
+		fence.Queue(stepSettings)
+		passed := map[int16]bool{}
+		queueCheckpoints(&fence, ttl, []*Step{st}, passed)
+		if err := tx.SendBatch(ctx, &fence).Close(); err != nil {
+			return err
+		}
+		if written = passed[st.Shard]; !written {
+			return nil
+		}
+		var rows pgx.Batch
+		st.queueRows(&rows)
+		return tx.SendBatch(ctx, &rows).Close()
+	})
+	return written && err == nil, storeError(fmt.Sprintf("writing a step of shard %d", st.Shard), err)
+}
+
+// queueRows adds the row changes. New rows come before the decisions that may concern them, and what leaves dead_letter
+// before what enters it.
+func (st *Step) queueRows(b *pgx.Batch) {
+	if len(st.Park) > 0 {
+		queuePark(b, st.Shard, st.Park)
+	}
+	if len(st.Decide) > 0 {
+		sources, ids, states := make([]int32, len(st.Decide)), make([][16]byte, len(st.Decide)), make([]int16, len(st.Decide))
+		for i, d := range st.Decide {
+			sources[i], ids[i], states[i] = d.Key.Source, d.Key.Transaction, int16(d.State)
+		}
+		// Only this shard's rows: the holder of another shard reads the decision in its own log.
+		b.Queue(`UPDATE outbox.parked p SET state = u.state, check_at = NULL
+			FROM unnest($2::int[], $3::uuid[], $4::smallint[]) u(source_id, tx_id, state)
+			WHERE p.source_id = u.source_id AND p.tx_id = u.tx_id AND p.shard = $1`, st.Shard, sources, ids, states)
+	}
+	if len(st.Unpark) > 0 {
+		queueDelete(b, "outbox.parked", st.Shard, st.Unpark)
+	}
+	if len(st.Exhume) > 0 {
+		queueDelete(b, "outbox.dead_letter", st.Shard, st.Exhume)
+	}
+	if len(st.Bury) > 0 {
+		queueBury(b, st.Shard, st.Bury)
+	}
+	for _, o := range st.Operations {
+		b.Queue(`UPDATE outbox.operation SET done_at = now(), outcome = $3, events = $4 WHERE operation_id = $2 AND shard = $1 AND done_at IS NULL`,
+			st.Shard, o.ID, o.Outcome, o.Events)
+	}
+}
+
+// queueDelete deletes rows of parked or dead_letter by position.
+func queueDelete(b *pgx.Batch, table string, shard int16, at []EventPosition) {
+	xids, seqs, records := positions(len(at), func(i int) EventPosition { return at[i] })
+	b.Queue(`DELETE FROM `+table+` t USING unnest($2::xid8[], $3::int[], $4::int[]) u(xid, seq, record)
+		WHERE t.shard = $1 AND t.xid = u.xid AND t.seq = u.seq AND t.record = u.record`, shard, xids, seqs, records)
+}
+
+func positions(n int, at func(int) EventPosition) (xids []uint64, seqs, records []int32) {
+	xids, seqs, records = make([]uint64, n), make([]int32, n), make([]int32, n)
+	for i := range n {
+		p := at(i)
+		xids[i], seqs[i], records[i] = p.XID, p.Seq, p.Record
+	}
+	return xids, seqs, records
 }
 
 // States returns the states of the transactions that tx still knows.
 func (s *Store) States(ctx context.Context, keys []Key) (map[Key]State, error) {
-	return s.states(ctx, keys)
+	states := make(map[Key]State, len(keys))
+	sources, ids := splitKeys(keys)
+	rows, err := s.pool.Query(ctx, `
+		SELECT k.s, k.i, t.state FROM unnest($1::int[], $2::uuid[]) k(s, i),
+		LATERAL (SELECT state FROM outbox.tx t WHERE t.source_id = k.s AND t.tx_id = k.i OFFSET 0) t`, sources, ids)
+	if err == nil {
+		var k Key
+		var state State
+		_, err = pgx.ForEachRow(rows, []any{&k.Source, (*[16]byte)(&k.Transaction), &state}, func() error {
+			states[k] = state
+			return nil
+		})
+	}
+	if err != nil {
+		return nil, storeError("reading states", err)
+	}
+	return states, nil
+}
+
+func splitKeys(keys []Key) (sources []int32, ids [][16]byte) {
+	sources, ids = make([]int32, len(keys)), make([][16]byte, len(keys))
+	for i, k := range keys {
+		sources[i], ids[i] = k.Source, k.Transaction
+	}
+	return sources, ids
 }
 
 // Action is what an operator wants done with an aggregate.
@@ -132,5 +253,14 @@ type OperationOutcome struct {
 
 // PendingOperations returns the operations of these shards that are not done, by id.
 func (s *Store) PendingOperations(ctx context.Context, shards []int16) ([]Operation, error) {
-	return s.pendingOperations(ctx, shards)
+	rows, err := s.pool.Query(ctx, `
+		SELECT operation_id, shard, source_id, aggregate_type, aggregate_id, action
+		FROM outbox.operation WHERE done_at IS NULL AND shard = ANY($1) ORDER BY operation_id`, shards)
+	if err != nil {
+		return nil, storeError("reading pending operations", err)
+	}
+	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (o Operation, err error) {
+		return o, row.Scan(&o.ID, &o.Shard, &o.Aggregate.Source, &o.Aggregate.Type, &o.Aggregate.ID, &o.Action)
+	})
+	return found, storeError("reading pending operations", err)
 }
