@@ -9,7 +9,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/time/rate"
 
@@ -29,7 +28,7 @@ type Workload struct {
 	Aggregates int
 	// Topics of the events. An aggregate's events go to all of them.
 	Topics []string
-	// Rollback is the share of transactions that change their mind after they prepared.
+	// Rollback is the share of transactions that are rolled back, half of them after they were prepared.
 	Rollback float64
 	// MaxEvents of a transaction, which has one or two aggregates. 0: one event.
 	MaxEvents int
@@ -71,14 +70,8 @@ func (t *Tally) String() string {
 // errChangedMind rolls a transaction back.
 var errChangedMind = errors.New("the service changed its mind")
 
-// transactions begins a transaction of the service's database, prepares the events that do hands over just before COMMIT,
-// and commits; it rolls back when do fails.
-type transactions interface {
-	inTx(ctx context.Context, do func(ctx context.Context, tx pgx.Tx, publish func(...client.Event) error) error) error
-}
-
 // run works until the workload's end. A transaction that has begun is finished.
-func (w Workload) run(ctx context.Context, db transactions, tally *Tally) {
+func (w Workload) run(ctx context.Context, in *Instance, tally *Tally) {
 	limit := rate.Inf
 	if w.PerSecond > 0 {
 		limit = rate.Limit(w.PerSecond)
@@ -90,11 +83,8 @@ func (w Workload) run(ctx context.Context, db transactions, tally *Tally) {
 		all.Go(func() {
 			random := rand.New(rand.NewPCG(w.Seed, uint64(caller)))
 			for limiter.Wait(ctx) == nil && (w.Transactions == 0 || begun.Add(1) <= int64(w.Transactions)) {
-				plan := w.plan(random)
 				// The service finishes what it began; only the loop ends with the context.
-				err := db.inTx(context.WithoutCancel(ctx), func(ctx context.Context, tx pgx.Tx, publish func(...client.Event) error) error {
-					return plan.do(ctx, tx, publish)
-				})
+				err := in.transact(context.WithoutCancel(ctx), w.plan(random))
 				switch {
 				case err == nil:
 					tally.Committed.Add(1)
@@ -109,11 +99,20 @@ func (w Workload) run(ctx context.Context, db transactions, tally *Tally) {
 	all.Wait()
 }
 
-// plan is what one transaction will do. A transaction that is tried again does the same with new event ids.
+// plan is what one transaction will do.
 type plan struct {
-	changes  []change // by aggregate, so that no two transactions lock in opposite order
-	rollback bool
+	changes []change // by aggregate, so that no two transactions lock in opposite order
+	end     end
 }
+
+// end is how a transaction ends.
+type end int
+
+const (
+	commit   end = iota
+	rollback     // before anything was prepared
+	abort        // after everything was prepared
+)
 
 // change is what happens to one aggregate.
 type change struct {
@@ -128,7 +127,10 @@ type planned struct {
 }
 
 func (w Workload) plan(random *rand.Rand) plan {
-	p := plan{rollback: random.Float64() < w.Rollback}
+	var p plan
+	if random.Float64() < w.Rollback {
+		p.end = rollback + end(random.IntN(2))
+	}
 	numbers := []int{random.IntN(w.Aggregates)}
 	if events := 1 + random.IntN(max(1, w.MaxEvents)); events > 1 {
 		numbers = append(numbers, random.IntN(w.Aggregates))
@@ -152,31 +154,31 @@ func (w Workload) plan(random *rand.Rand) plan {
 	return p
 }
 
-// do locks and counts the aggregates, notes the events and hands them over.
-func (p plan) do(ctx context.Context, tx pgx.Tx, publish func(...client.Event) error) error {
+// do locks and counts the aggregates, notes the events and returns them for the SDK.
+func (p plan) do(ctx context.Context, tx pgx.Tx) ([]client.Event, error) {
+	var events []client.Event
 	for _, c := range p.changes {
 		var version int64
 		err := tx.QueryRow(ctx, "UPDATE aggregate SET version = version + $2 WHERE id = $1 RETURNING version - $2",
 			c.aggregate, int64(len(c.events))).Scan(&version)
 		if err != nil {
-			return fmt.Errorf("change aggregate %s: %w", c.aggregate, err)
+			return nil, fmt.Errorf("change aggregate %s: %w", c.aggregate, err)
 		}
 		for _, e := range c.events {
 			version++
-			if err := note(ctx, tx, c, e, version, publish); err != nil {
-				return err
+			event, err := note(ctx, tx, c, e, version)
+			if err != nil {
+				return nil, err
 			}
+			events = append(events, event)
 		}
 	}
-	if p.rollback {
-		return errChangedMind
-	}
-	return nil
+	return events, nil
 }
 
-// note writes down one event and hands it to the SDK.
-func note(ctx context.Context, tx pgx.Tx, c change, e planned, version int64, publish func(...client.Event) error) error {
-	id := uuid.Must(uuid.NewV7())
+// note writes one event down.
+func note(ctx context.Context, tx pgx.Tx, c change, e planned, version int64) (client.Event, error) {
+	id := client.NewID()
 	text := fmt.Sprintf("%s/%d", c.aggregate, version)
 	key := c.key
 	if key == nil {
@@ -186,11 +188,11 @@ func note(ctx context.Context, tx pgx.Tx, c change, e planned, version int64, pu
 	_, err := tx.Exec(ctx, "INSERT INTO noted (event_id, aggregate, version, topic, key, payload, header) VALUES ($1,$2,$3,$4,$5,$6,$7)",
 		[16]byte(id), c.aggregate, version, e.topic, key, digest[:], text)
 	if err != nil {
-		return fmt.Errorf("note event %s: %w", text, err)
+		return client.Event{}, fmt.Errorf("note event %s: %w", text, err)
 	}
-	return publish(client.Event{
+	return client.Event{
 		ID: id, Topic: e.topic, AggregateType: "order", AggregateID: c.aggregate, Type: "order.changed.v1",
 		Key: c.key, Payload: e.payload, ContentType: "application/octet-stream",
 		Headers: []client.Header{{Name: headerName, Value: []byte(text)}},
-	})
+	}, nil
 }
