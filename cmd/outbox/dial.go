@@ -128,3 +128,6 @@ func pages(next func(token string) (string, error)) error {
 		token = following
 	}
 }
+
+// waitForReady lets a call wait for a server that is about to start.
+var waitForReady = grpc.WaitForReady(true)

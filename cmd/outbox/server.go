@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/outbox-platform/outbox/relay"
+	"github.com/outbox-platform/outbox/relay/kafka"
 	"github.com/outbox-platform/outbox/server"
 	"github.com/outbox-platform/outbox/store"
 )
@@ -48,7 +51,7 @@ func (c *serverCmd) Run(ctx context.Context, s streams) error {
 	}
 	defer p.close()
 	if c.WithRelay {
-		if err := p.addRelay(ctx, c.Kafka, c.relaySettings, ""); err != nil {
+		if err := p.addRelay(ctx, c.Kafka, c.relaySettings); err != nil {
 			return err
 		}
 	}
@@ -65,7 +68,9 @@ type platform struct {
 	store    *store.Store
 	writer   *store.Writer
 	server   *server.Server
-	relay    *runningRelay
+	relay    *relay.Relay
+	sink     *kafka.Sink
+	admin    *adminPort
 }
 
 // newPlatform opens the store.
@@ -94,7 +99,7 @@ func (p *platform) addServer(settings serverSettings) error {
 		return err
 	}
 	if p.relay != nil {
-		config.OnAppend = p.relay.relay.Hint
+		config.OnAppend = p.relay.Hint
 	}
 	p.writer = store.NewWriter(p.store, config)
 	p.server, err = server.New(settings.Server, p.store, p.writer, p.log, p.registry)
@@ -112,7 +117,10 @@ func (p *platform) run(ctx context.Context) error {
 		g.run("server", p.server.Serve)
 	}
 	if p.relay != nil {
-		p.relay.start(g)
+		g.run("relay", p.relay.Run)
+	}
+	if p.admin != nil {
+		g.run("HTTP port", p.admin.serve)
 	}
 	err := errors.Join(g.wait(), stopWriter())
 	if err == nil {
@@ -121,9 +129,14 @@ func (p *platform) run(ctx context.Context) error {
 	return err
 }
 
+// close ends what was opened; what the producer still has queued is dropped after a while: the store has it.
 func (p *platform) close() {
-	if p.relay != nil {
-		p.relay.close()
+	if p.sink != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if err := p.sink.Close(ctx); err != nil {
+			p.log.Warn("closing the Kafka producer", "error", err)
+		}
 	}
 	p.store.Close()
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/alecthomas/kong"
+
 	"github.com/outbox-platform/outbox/store"
 )
 
@@ -111,4 +113,12 @@ func (w writerSettings) config() (store.WriterConfig, error) {
 		MaxQueued: w.MaxQueued, MaxQueuedBytes: w.MaxQueuedBytes, MaxBatch: w.MaxBatch, MaxBatchBytes: w.MaxBatchBytes,
 		SecondWriterAt: w.SecondWriterAt, MaxWait: w.MaxWait,
 	}, nil
+}
+
+// applyDefaults fills settings with the defaults of the command line.
+func applyDefaults(settings any) error {
+	if err := kong.ApplyDefaults(settings); err != nil {
+		return fmt.Errorf("applying the defaults of the settings: %w", err)
+	}
+	return nil
 }
