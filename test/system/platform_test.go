@@ -35,7 +35,6 @@ type platform struct {
 type deployment struct {
 	servers, relays int
 	broker          broker
-	policy          string // block, park or skip; empty: block
 	version         string // of PostgreSQL; empty: the newest
 }
 
@@ -62,7 +61,7 @@ func deploy(t testing.TB, d deployment) *platform {
 		s.start()
 		t.Cleanup(func() { end(t, s.running, syscall.SIGKILL) })
 	}
-	p.register(d.policy)
+	p.register(sourceName, "block")
 	return p
 }
 
@@ -106,15 +105,12 @@ func (p *platform) relay(dir string, i int, b broker) *service {
 
 func local(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
-// register makes the service known, with what happens to an event that Kafka refuses.
-func (p *platform) register(policy string) {
+// register makes a service known, with what happens to an event that Kafka refuses.
+func (p *platform) register(name, policy string) {
 	p.t.Helper()
-	if policy == "" {
-		policy = "block"
-	}
-	source := fmt.Sprintf("name: %s\ntopics: [\"*\"]\nrecord_profile: cloudevents\nfailure_policy: %s\ndatabases:\n  - name: default\n    mode: marker\n", sourceName, policy)
+	source := fmt.Sprintf("name: %s\ntopics: [\"*\"]\nrecord_profile: cloudevents\nfailure_policy: %s\ndatabases:\n  - name: default\n    mode: marker\n", name, policy)
 	if _, err := p.operate(source, "source", "apply", "-"); err != nil {
-		p.t.Fatalf("register the source: %v", err)
+		p.t.Fatalf("register source %s: %v", name, err)
 	}
 }
 

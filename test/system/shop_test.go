@@ -109,7 +109,6 @@ func (s *shop) settle(expected func(history.Event) bool) *history.Report {
 	for _, e := range committed {
 		missing[e.ID] = true
 	}
-	topics := slices.Sorted(maps.Keys(shopTopics))
 	started := time.Now()
 	ctx, cancel := context.WithTimeout(s.t.Context(), settleLimit)
 	defer cancel()
@@ -123,18 +122,29 @@ func (s *shop) settle(expected func(history.Event) bool) *history.Report {
 			}
 		}
 		return len(missing) == 0
-	}, topics...)
+	}, slices.Sorted(maps.Keys(shopTopics))...)
 	if err != nil && len(missing) > 0 {
 		s.t.Errorf("%d of %d events are missing after %s: %v", len(missing), len(committed), settleLimit, err)
 	}
 	s.t.Logf("all had arrived %s after the load ended", time.Since(started).Round(10*time.Millisecond))
-	return s.judge(committed, topics)
+	return s.judge(committed)
 }
 
 // judge reads everything once more, to the end, and compares.
-func (s *shop) judge(committed []history.Event, topics []string) *history.Report {
+func (s *shop) judge(committed []history.Event) *history.Report {
 	s.t.Helper()
-	read, err := kafka.ReadAll(s.t.Context(), s.broker.Bootstrap(), topics...)
+	report, err := history.Check(committed, s.read(), shopTopics)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Log(report)
+	return report
+}
+
+// read reads all topics from their beginning to their present end.
+func (s *shop) read() []history.Record {
+	s.t.Helper()
+	read, err := kafka.ReadAll(s.t.Context(), s.broker.Bootstrap(), slices.Sorted(maps.Keys(shopTopics))...)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -142,10 +152,5 @@ func (s *shop) judge(committed []history.Event, topics []string) *history.Report
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	report, err := history.Check(committed, records, shopTopics)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.t.Log(report)
-	return report
+	return records
 }

@@ -1,0 +1,175 @@
+package system_test
+
+import (
+	"flag"
+	"testing"
+	"time"
+
+	"github.com/outbox-platform/outbox/test/system/orders"
+)
+
+// brokerAway is how long the broker is away in TestBrokerAway; `go test ./test/system -run BrokerAway -broker-away 60s`.
+var brokerAway = flag.Duration("broker-away", 20*time.Second, "how long the broker is away")
+
+// underFaults is the load during faults. Few aggregates make long queues, where a wrong order shows.
+var underFaults = orders.Workload{
+	Callers: 16, PerSecond: 120, Aggregates: 30, Rollback: 0.1, MaxEvents: 4, MaxPayload: 1000, Seed: 7,
+}
+
+// TestFaults lets everything that can die die in turn, under load, and recover by itself: two servers, three relays, the
+// store, the broker; and lets a relay sleep for longer than its lease.
+func TestFaults(t *testing.T) {
+	for name, start := range brokers {
+		t.Run(name, func(t *testing.T) {
+			b := start(t)
+			p := deploy(t, deployment{servers: 2, relays: 3, broker: b})
+			s := openShop(t, p, b, underFaults.Aggregates)
+			finish := s.work(underFaults)
+			pause(t, 2*time.Second)
+
+			for _, fault := range faults(t, p, b) {
+				started := time.Now()
+				fault.strike()
+				t.Logf("%s: %s", fault.name, time.Since(started).Round(time.Millisecond))
+				pause(t, 2*time.Second) // under load without a fault
+			}
+
+			tally := finish(true)
+			t.Log(tally)
+			if tally.Failed.Load() != 0 {
+				t.Errorf("transactions of the service failed: %q", tally.Errors())
+			}
+			report := s.settle(nil)
+			if report.Broken() {
+				t.Error("the history is not what was promised")
+			}
+			if report.Committed < 2000 {
+				t.Errorf("only %d events were committed: the load was too small to prove anything", report.Committed)
+			}
+			s.checkTakeovers()
+			for _, process := range append(p.relays, p.servers...) {
+				process.stop()
+			}
+			p.verify()
+		})
+	}
+}
+
+// fault is something that goes wrong and is over when strike returns.
+type fault struct {
+	name   string
+	strike func()
+}
+
+func faults(t *testing.T, p *platform, b broker) []fault {
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return []fault{
+		{"kill -9 a server", func() {
+			p.servers[0].kill()
+			pause(t, 2*time.Second)
+			p.servers[0].start()
+		}},
+		{"kill -9 a relay", func() {
+			p.relays[0].kill()
+			pause(t, leaseTTL+2*time.Second)
+			p.relays[0].start()
+		}},
+		{"immediate shutdown of the store", func() {
+			must(p.store.StopImmediate(t.Context()))
+			pause(t, time.Second)
+			must(p.store.Restart(t.Context()))
+		}},
+		{"kill -9 the store", func() {
+			p.store.Kill()
+			must(p.store.Restart(t.Context()))
+		}},
+		{"kill -9 the broker", func() {
+			b.kill()
+			pause(t, 2*time.Second)
+			must(b.restart(t.Context()))
+		}},
+		{"a relay sleeps beyond its lease", func() {
+			p.relays[1].freeze()
+			pause(t, leaseTTL+3*time.Second)
+			p.relays[1].thaw()
+		}},
+		{"a server sleeps", func() {
+			p.servers[1].freeze()
+			pause(t, 3*time.Second)
+			p.servers[1].thaw()
+		}},
+		{"kill -9 a relay that does not come back, and both servers", func() {
+			p.relays[2].kill()
+			p.servers[0].kill()
+			p.servers[1].kill()
+			pause(t, time.Second)
+			p.servers[0].start()
+			p.servers[1].start()
+			p.relays[2].start()
+		}},
+	}
+}
+
+// checkTakeovers fails when no shard changed its holder: then the faults proved nothing.
+func (s *shop) checkTakeovers() {
+	s.t.Helper()
+	epochs := map[int]map[int64]bool{}
+	takeovers := 0
+	for _, r := range s.read() {
+		if epochs[r.Shard] == nil {
+			epochs[r.Shard] = map[int64]bool{}
+		}
+		if !epochs[r.Shard][r.Epoch] && len(epochs[r.Shard]) > 0 {
+			takeovers++
+		}
+		epochs[r.Shard][r.Epoch] = true
+	}
+	s.t.Logf("%d takeovers of %d shards show in the records", takeovers, len(epochs))
+	if takeovers < 5 {
+		s.t.Errorf("only %d takeovers", takeovers)
+	}
+}
+
+// TestBrokerAway takes the broker away for a while under load: nothing is refused, no attempt is counted, nothing is set
+// aside, and the backlog drains in order.
+func TestBrokerAway(t *testing.T) {
+	for name, start := range brokers {
+		t.Run(name, func(t *testing.T) {
+			b := start(t)
+			p := deploy(t, deployment{servers: 1, relays: 2, broker: b})
+			s := openShop(t, p, b, underFaults.Aggregates)
+			finish := s.work(underFaults)
+			pause(t, 2*time.Second)
+			b.kill()
+			pause(t, *brokerAway)
+			for _, a := range p.blocked() {
+				t.Errorf("blocked while the broker is away: %+v", a)
+			}
+			if err := b.restart(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			pause(t, 3*time.Second)
+			tally := finish(true)
+			t.Log(tally)
+			if tally.Failed.Load() != 0 {
+				t.Errorf("transactions of the service failed: %q", tally.Errors())
+			}
+			report := s.settle(nil)
+			if report.Broken() || report.Late.Count != 0 {
+				t.Error("the history is not what was promised")
+			}
+			if letters := p.deadLetters(); len(letters) != 0 {
+				t.Errorf("dead letters: %+v", letters)
+			}
+			for _, process := range append(p.relays, p.servers...) {
+				process.stop()
+			}
+			p.verify()
+		})
+	}
+}
