@@ -1,0 +1,110 @@
+package relay
+
+import (
+	"time"
+
+	"github.com/outbox-platform/outbox/store"
+)
+
+const (
+	// offsetsEvery is how often acknowledged offsets are written again: older ones only mean that a takeover reads more.
+	offsetsEvery = time.Second
+	// maxOffsets bounds them; a takeover looks for duplicates in no other partitions.
+	maxOffsets = 1000
+)
+
+// stepDue reports whether the shard has something to write.
+func (s *shard) stepDue() bool {
+	return s.busy == idle && s.phase != phaseLoading && s.dirty
+}
+
+// step builds the next step of a shard, which is busy until stepped. From here on the machine is as if it were written.
+func (c *core) step(s *shard, now time.Time) store.Step {
+	st := store.Step{Shard: s.number, Epoch: s.epoch}
+	s.dirty = false
+	c.park(s, &st)
+	st.Unpark, s.unpark = s.unpark, nil
+	c.buryDue(s, &st)
+	st.Decide, s.decides = s.decides, nil
+	s.stepping.decides = st.Decide
+	st.Checkpoint = c.checkpoint(s, now)
+	c.moveDue(s, &st)
+	s.stepping.checkpoint = st.Checkpoint
+	s.busy = stepping
+	if s.toPark.n > 0 || len(s.burying) > 0 {
+		s.dirty = true
+	}
+	return st
+}
+
+// renewal is a step that changes nothing, for a shard that is being taken over.
+func (s *shard) renewal() store.Step {
+	s.busy = stepping
+	s.stepping = stepContent{checkpoint: s.saved}
+	return store.Step{Shard: s.number, Epoch: s.epoch, Checkpoint: s.saved}
+}
+
+// checkpoint chooses how far the shard is: at the cursor if no more than maxPend hot events are outstanding before it,
+// else just before the segment of the first that is too many.
+func (c *core) checkpoint(s *shard, now time.Time) store.Checkpoint {
+	position := s.cursor
+	var pend []store.PendEntry
+	for e := s.hot.first; e != nil; e = e.after {
+		if e.pos.Position.Compare(s.cursor) > 0 {
+			break // of a segment that was not read to its end
+		}
+		if len(pend) >= c.maxPend && e.pos.Position.Compare(s.saved.Position) > 0 {
+			position = store.Position{XID: e.pos.XID, Seq: e.pos.Seq - 1}
+			break
+		}
+		pend = append(pend, store.PendEntry{EventPosition: e.pos, Key: e.rec.Key, State: e.state})
+	}
+	for n := len(pend); n > 0 && pend[n-1].Position.Compare(position) > 0; n-- {
+		pend = pend[:n-1]
+	}
+	cp := store.Checkpoint{Position: position, Oldest: position.XID, Pend: store.EncodePend(pend), Offsets: s.saved.Offsets}
+	if len(pend) > 0 {
+		cp.Oldest = min(cp.Oldest, pend[0].XID)
+	}
+	if s.offsetsChanged && now.Sub(s.offsetsSince) >= offsetsEvery {
+		cp.Offsets = s.encodeOffsets()
+		s.offsetsChanged = false
+		s.offsetsSince = now
+	}
+	return cp
+}
+
+// encodeOffsets encodes the acknowledged offsets.
+func (s *shard) encodeOffsets() []byte {
+	all := make([]store.TopicOffset, 0, len(s.offsets))
+	for tp, offset := range s.offsets {
+		if len(all) == maxOffsets {
+			break
+		}
+		all = append(all, store.TopicOffset{Topic: tp.Topic, Partition: tp.Partition, Offset: offset})
+	}
+	return store.EncodeOffsets(all)
+}
+
+// stepped takes note that the step on its way is written.
+func (c *core) stepped(s *shard) {
+	done := s.stepping
+	s.stepping = stepContent{}
+	s.busy = idle
+	s.saved = done.checkpoint
+	for _, d := range done.decides {
+		delete(s.deciding, d.Key)
+	}
+	for _, a := range done.parked {
+		c.rowsWritten(a)
+	}
+	for _, e := range done.buried {
+		c.buriedWritten(e)
+	}
+	for i := range done.moves {
+		c.moved(s, &done.moves[i])
+	}
+	if s.published != nil && s.thaw.n == 0 && (s.hot.first == nil || s.hot.first.pos.Position.Compare(s.knownTo) > 0) {
+		s.published = nil // all that was outstanding at the takeover is done
+	}
+}

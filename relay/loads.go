@@ -1,0 +1,163 @@
+package relay
+
+import (
+	"context"
+	"time"
+
+	"github.com/outbox-platform/outbox/store"
+)
+
+// startLoads loads rows of parked and dead letters for shards that want some.
+func (r *Relay) startLoads(now time.Time) {
+	for _, s := range r.core.shards {
+		if letters := s.lettersWanted(now); len(letters) > 0 {
+			r.startLetters(s, letters)
+			continue
+		}
+		if loads := r.core.load(s, now); len(loads) > 0 {
+			r.startRows(s, loads)
+		}
+	}
+}
+
+// startRows loads rows of parked.
+func (r *Relay) startRows(s *shard, loads []load) {
+	r.access(func(ctx context.Context) func() {
+		ctx, cancel := context.WithTimeout(ctx, ioTimeout)
+		defer cancel()
+		rows := make([][]store.Parked, len(loads))
+		var err error
+		n := 0
+		for ; n < len(loads) && err == nil; n++ {
+			rows[n], err = r.loadRows(ctx, s.number, loads[n])
+		}
+		if err != nil {
+			n--
+		}
+		return func() {
+			now := time.Now()
+			if err != nil {
+				r.loadFailed(s, "loading parked events", err)
+			}
+			for i, l := range loads {
+				if i >= n {
+					r.core.notLoaded(l)
+					continue
+				}
+				if err := r.core.loaded(l, rows[i], now); err != nil {
+					r.metrics.corrupt.Inc()
+					r.log.Error("parked event cannot be decoded: its aggregate is blocked", "shard", s.number,
+						"aggregate_type", l.id.Type, "aggregate_id", l.id.ID, "error", err)
+				}
+			}
+			r.core.loadsDone(s)
+		}
+	})
+}
+
+// loadRows loads rows of one aggregate, with the states that tx has now: a decision may be there that was read before the
+// rows were loaded, by the last holder.
+func (r *Relay) loadRows(ctx context.Context, shard int16, l load) ([]store.Parked, error) {
+	rows, err := r.st.LoadParkedOf(ctx, shard, l.id, l.after, l.limit)
+	if err != nil {
+		return nil, err
+	}
+	var undecided []store.Key
+	for i := range rows {
+		if rows[i].State == store.Prepared {
+			undecided = append(undecided, rows[i].Key)
+		}
+	}
+	if len(undecided) == 0 {
+		return rows, nil
+	}
+	states, err := r.st.States(ctx, undecided)
+	if err != nil {
+		return nil, err
+	}
+	for i := range rows {
+		if state, ok := states[rows[i].Key]; ok && rows[i].State == store.Prepared {
+			rows[i].State = state
+		}
+	}
+	return rows, nil
+}
+
+// startLetters loads a page of dead letters for each operation.
+func (r *Relay) startLetters(s *shard, operations []*operation) {
+	after := make([]store.EventPosition, len(operations))
+	for i, o := range operations {
+		after[i] = o.after
+	}
+	r.access(func(ctx context.Context) func() {
+		ctx, cancel := context.WithTimeout(ctx, ioTimeout)
+		defer cancel()
+		pages := make([][]store.DeadLetter, len(operations))
+		errs := make([]error, len(operations))
+		for i, o := range operations {
+			pages[i], errs[i] = r.st.LoadDeadLettersOf(ctx, s.number, o.Aggregate, after[i], deadLettersAtOnce)
+		}
+		return func() {
+			for i, o := range operations {
+				if errs[i] != nil {
+					r.loadFailed(s, "loading dead letters", errs[i])
+					o.loading = false
+					continue
+				}
+				r.core.lettersLoaded(s, o, pages[i])
+			}
+			r.core.loadsDone(s)
+		}
+	})
+}
+
+// loadFailed logs a failed load, and lets some time pass before the next one.
+func (r *Relay) loadFailed(s *shard, what string, err error) {
+	r.metrics.storeErrors.WithLabelValues("load").Inc()
+	s.loadAt = time.Now().Add(r.cfg.RetryMin)
+	r.log.Error(what, "shard", s.number, "error", err)
+}
+
+// startOperations looks for operators' requests.
+func (r *Relay) startOperations(now time.Time) {
+	if !r.operations.due(now) {
+		return
+	}
+	var shards []*shard
+	var numbers []int16
+	for _, s := range r.core.shards {
+		if s.phase == phaseActive {
+			shards, numbers = append(shards, s), append(numbers, s.number)
+		}
+	}
+	r.operations.at = now.Add(r.cfg.OperationsEvery)
+	if len(numbers) == 0 {
+		return
+	}
+	r.operations.running = true
+	r.access(func(ctx context.Context) func() {
+		ctx, cancel := context.WithTimeout(ctx, ioTimeout)
+		defer cancel()
+		found, err := r.st.PendingOperations(ctx, numbers)
+		return func() {
+			r.operations.running = false
+			if err != nil {
+				r.metrics.storeErrors.WithLabelValues("operations").Inc()
+				return
+			}
+			for _, o := range found {
+				r.takeOperation(shards, o)
+			}
+		}
+	})
+}
+
+// takeOperation hands a request to its shard, if that was not lost meanwhile: another tenure may have done it since.
+func (r *Relay) takeOperation(shards []*shard, o store.Operation) {
+	for _, s := range shards {
+		if s.number == o.Shard && s.phase == phaseActive && r.core.operate(s, o) {
+			r.log.Info("operation begun", "operation", o.ID, "action", o.Action.String(), "shard", s.number,
+				"aggregate_type", o.Aggregate.Type, "aggregate_id", o.Aggregate.ID)
+		}
+	}
+}

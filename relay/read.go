@@ -1,0 +1,198 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/outbox-platform/outbox/store"
+)
+
+const (
+	// readBytes is about what one read of all shards is to bring.
+	readBytes = 2 << 20
+	// maxReadLimit bounds the segments per shard and read.
+	maxReadLimit = 64
+	// readRetry is the pause after a failed read.
+	readRetry = 100 * time.Millisecond
+)
+
+// readLoop reads the log of all shards, one read at a time.
+type readLoop struct {
+	reader  *store.Reader
+	running bool
+	again   bool // a hint came while a read was on its way
+	at      time.Time
+	pause   time.Duration
+	limit   int
+	horizon store.Horizon
+	failing bool
+}
+
+// takeHints makes the next read due at once if a shard of ours is concerned.
+func (r *Relay) takeHints() {
+	hints := store.ShardSet(r.hints.Swap(0))
+	for _, s := range r.core.shards {
+		if hints.Has(s.number) {
+			r.read.at, r.read.pause, r.read.again = time.Time{}, r.cfg.PollMin, true
+			return
+		}
+	}
+}
+
+// wake lowers next to when a read is due.
+func (l *readLoop) wake(r *Relay, next *time.Time) {
+	if l.running || r.core.full() {
+		return
+	}
+	for _, s := range r.core.shards {
+		if s.reading() {
+			earlier(next, l.at)
+			return
+		}
+	}
+}
+
+// startRead begins a read if one is due. While memory is full nothing is read.
+func (r *Relay) startRead(now time.Time) {
+	l := &r.read
+	if r.core.full() {
+		for _, s := range r.core.shards {
+			if s.phase == phaseCatchUp {
+				r.startTail(s)
+			}
+		}
+		return
+	}
+	if l.running || now.Before(l.at) {
+		return
+	}
+	var shards []*shard
+	var cursors []store.Cursor
+	for _, s := range r.core.shards {
+		if s.reading() {
+			shards = append(shards, s)
+			cursors = append(cursors, store.Cursor{Shard: s.number, Position: s.cursor})
+		}
+	}
+	if len(shards) == 0 {
+		return
+	}
+	limit := max(l.limit, 1)
+	l.running, l.again = true, false
+	reader := l.reader
+	r.access(func(ctx context.Context) func() {
+		ctx, cancel := context.WithTimeout(ctx, ioTimeout)
+		defer cancel()
+		var err error
+		if reader == nil {
+			if reader, err = r.st.OpenReader(ctx); err != nil {
+				return func() { r.notRead(err) }
+			}
+		}
+		segments, err := reader.Read(ctx, cursors, limit)
+		return func() {
+			l.reader = reader
+			if err != nil {
+				r.notRead(err)
+				return
+			}
+			r.takeSegments(shards, segments, limit)
+		}
+	})
+}
+
+// notRead takes a failed read.
+func (r *Relay) notRead(err error) {
+	l := &r.read
+	l.running = false
+	l.at = time.Now().Add(readRetry)
+	if errors.Is(err, store.ErrStoreChanged) {
+		r.storeChanged(err)
+		return
+	}
+	r.metrics.storeErrors.WithLabelValues("read").Inc()
+	if !l.failing {
+		l.failing = true
+		r.log.Error("reading the log", "error", err)
+	}
+}
+
+// takeSegments feeds what was read, and decides when to read next.
+func (r *Relay) takeSegments(shards []*shard, segments []store.Segment, limit int) {
+	l := &r.read
+	now := time.Now()
+	l.running = false
+	if l.failing {
+		l.failing = false
+		r.log.Info("reading the log again")
+	}
+	l.horizon = l.reader.Horizon()
+	bytes, full := 0, false
+	for _, s := range shards {
+		n := 0
+		for i := range segments {
+			segment := &segments[i]
+			if segment.Shard != s.number {
+				continue
+			}
+			n++
+			bytes += len(segment.Body)
+			if !s.reading() {
+				continue
+			}
+			if err := r.core.feed(s, segment.Position, len(segment.Body), segment.Records, now); err != nil {
+				r.metrics.corrupt.Inc()
+				r.log.Error("segment cannot be decoded: nothing more is read of its shard", "shard", s.number, "position",
+					segment.Position.String(), "error", err)
+			}
+		}
+		if n >= limit {
+			full = true
+			continue
+		}
+		r.core.caughtUp(s)
+		if s.phase == phaseCatchUp {
+			r.startTail(s)
+		}
+	}
+	l.adapt(len(segments), bytes, len(shards))
+	switch {
+	case full || l.again:
+		l.at = now
+		l.pause = r.cfg.PollMin
+	case len(segments) > 0:
+		l.pause = r.cfg.PollMin
+		l.at = now.Add(l.pause)
+	default:
+		l.pause = min(max(2*l.pause, r.cfg.PollMin), r.cfg.PollMax)
+		l.at = now.Add(l.pause)
+	}
+}
+
+// adapt chooses the limit of the next read by the size of what the last one brought.
+func (l *readLoop) adapt(segments, bytes, shards int) {
+	size := 8000
+	if segments > 0 {
+		size = max(bytes/segments, 1000)
+	}
+	l.limit = min(max(readBytes/(size*shards), 1), maxReadLimit)
+}
+
+// storeChanged drops all memory: the store is another server, or on another timeline. Nothing is written for the old
+// tenures but the end of their leases, where the epoch still matches; then shards are acquired again, from their
+// checkpoints.
+func (r *Relay) storeChanged(cause error) {
+	r.log.Error("the store changed: starting again from the checkpoints", "error", cause)
+	r.metrics.storeChanges.Inc()
+	now := time.Now()
+	var shards []int16
+	var epochs []int64
+	for len(r.core.shards) > 0 {
+		s := r.core.shards[0]
+		shards, epochs = append(shards, s.number), append(epochs, s.epoch)
+		r.drop(s, now)
+	}
+	r.lease.beat.at = now.Add(r.cfg.RenewEvery)
+	r.release(shards, epochs)
+}

@@ -1,0 +1,340 @@
+package relay
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/outbox-platform/outbox/store"
+)
+
+// inheritance is what the last holder of a shard left, loaded from the store.
+type inheritance struct {
+	pend       []store.PendEntry
+	sources    []segmentSource // segments that pend points into, in order
+	states     map[store.Key]store.State
+	parked     []store.Parked // all, without bodies
+	deadQueues []store.Aggregate
+	offsets    []store.TopicOffset
+}
+
+// segmentSource is a segment as restore needs it.
+type segmentSource struct {
+	pos     store.Position
+	bytes   int
+	records func(func(*store.Record) bool) error
+}
+
+// restore takes what the last holder left. Then the shard reads on from its checkpoint, and nothing is delivered before
+// start. An error: the log does not have what the checkpoint says; the shard cannot be worked.
+func (c *core) restore(s *shard, h *inheritance, now time.Time) error {
+	for _, o := range h.offsets {
+		s.offsets[TopicPartition{o.Topic, o.Partition}] = o.Offset
+	}
+	for _, id := range h.deadQueues {
+		c.aggregate(s, id).deadQueue = true
+	}
+	for i := range h.parked {
+		c.restoreRow(s, &h.parked[i])
+	}
+	if err := c.restorePend(s, h, now); err != nil {
+		return err
+	}
+	for _, a := range s.restored {
+		s.restoredTo = maxPosition(s.restoredTo, a.lastRow.Position)
+	}
+	s.phase, s.loaded = phaseCatchUp, true
+	touched := append(c.touched[:0], s.restored...)
+	for e := s.hot.first; e != nil; e = e.after {
+		if a := e.aggregate; !a.restored && !a.touched {
+			a.touched = true
+			touched = append(touched, a)
+		}
+	}
+	for _, a := range touched {
+		a.touched = false
+		c.advance(a)
+	}
+	c.touched = touched[:0]
+	if s.restored != nil && s.cursor.Compare(s.restoredTo) >= 0 {
+		c.endRestored(s)
+	}
+	return nil
+}
+
+// restoreRow takes one row of parked, in position order.
+func (c *core) restoreRow(s *shard, row *store.Parked) {
+	a := c.aggregate(s, row.Aggregate)
+	isHead := a.unloaded == 0
+	a.unloaded++
+	s.rows++
+	a.lastRow = row.EventPosition
+	if !a.restored {
+		a.restored = true
+		s.restored = append(s.restored, a)
+	}
+	if row.State == store.Prepared {
+		t := c.txn(s, row.Key)
+		t.rows++
+		if isHead {
+			a.headTxn = t
+			t.waiting = append(t.waiting, a)
+			c.setStatus(a, statusInDoubt)
+		}
+		return
+	}
+	// A head that waits for its topic is simply tried again: its topic may be there by now.
+	if isHead && row.Cause == store.CauseRecord && row.State == store.Committed {
+		a.attempts, a.problem = row.Attempts, row.Error
+		c.setStatus(a, statusRecord)
+	}
+}
+
+// restorePend takes the events of pend from the segments they are in.
+func (c *core) restorePend(s *shard, h *inheritance, now time.Time) error {
+	pend := h.pend
+	for _, segment := range h.sources {
+		m := &memory{bytes: int64(segment.bytes)}
+		err := segment.records(func(r *store.Record) bool {
+			at := store.EventPosition{Position: segment.pos, Record: r.Number}
+			if len(pend) == 0 || pend[0].EventPosition != at || r.IsDecision {
+				return len(pend) > 0
+			}
+			state := pend[0].State
+			if known, ok := h.states[r.Key]; ok && state == store.Prepared {
+				state = known
+			}
+			a := c.aggregate(s, store.Aggregate{Source: r.Key.Source, Type: r.Event.AggregateType, ID: r.Event.AggregateID})
+			c.append(a, at, m, r, state, now)
+			if a.frozen() && !a.parking {
+				a.parking = true
+				s.toPark.push(a)
+			}
+			pend = pend[1:]
+			return true
+		})
+		if err != nil {
+			return fmt.Errorf("decode segment %s of shard %d: %w", segment.pos, s.number, err)
+		}
+	}
+	if len(pend) > 0 {
+		return fmt.Errorf("the log of shard %d does not have event %s/%d, which its checkpoint lists as outstanding (%d missing)",
+			s.number, pend[0].Position, pend[0].Record, len(pend))
+	}
+	return nil
+}
+
+// start ends a takeover: what Kafka is known to have, by event id with its topic, is not delivered again.
+func (c *core) start(s *shard, published map[[16]byte]string) {
+	s.phase = phaseActive
+	s.knownTo = s.cursor
+	if len(published) > 0 {
+		s.published = published
+	}
+}
+
+// delivered reports whether the last holder delivered this event.
+func (s *shard) delivered(e *event) bool {
+	if s.published == nil {
+		return false
+	}
+	topic, ok := s.published[e.rec.Event.ID]
+	if !ok || topic != e.rec.Event.Topic {
+		return false
+	}
+	delete(s.published, e.rec.Event.ID)
+	return true
+}
+
+// drain stops the shard: nothing is read or delivered any more. It is over when nothing is in flight.
+func (s *shard) drain() { s.phase = phaseDraining }
+
+func maxPosition(a, b store.Position) store.Position {
+	if a.Compare(b) >= 0 {
+		return a
+	}
+	return b
+}
+
+// loadInheritance reads what the last holder of a shard left.
+func loadInheritance(ctx context.Context, st *store.Store, reader *store.Reader, lease store.Lease) (*inheritance, error) {
+	h := &inheritance{}
+	var err error
+	if h.pend, err = store.DecodePend(lease.Pend); err != nil {
+		return nil, fmt.Errorf("decode the checkpoint: %w", err)
+	}
+	if h.offsets, err = store.DecodeOffsets(lease.Offsets); err != nil {
+		return nil, fmt.Errorf("decode the checkpoint: %w", err)
+	}
+	var at []store.Position
+	var undecided []store.Key
+	for i := range h.pend {
+		if p := h.pend[i].Position; len(at) == 0 || at[len(at)-1] != p {
+			at = append(at, p)
+		}
+		if h.pend[i].State == store.Prepared {
+			undecided = append(undecided, h.pend[i].Key)
+		}
+	}
+	if len(at) > 0 {
+		segments, err := readAt(ctx, reader, lease.Shard, at)
+		if err != nil {
+			return nil, fmt.Errorf("read outstanding events: %w", err)
+		}
+		for i := range segments {
+			h.sources = append(h.sources, segmentSource{
+				pos: segments[i].Position, bytes: len(segments[i].Body), records: segments[i].Records,
+			})
+		}
+	}
+	if h.parked, err = withTimeout(ctx, func(ctx context.Context) ([]store.Parked, error) {
+		return st.LoadParked(ctx, lease.Shard)
+	}); err != nil {
+		return nil, fmt.Errorf("load parked events: %w", err)
+	}
+	if h.deadQueues, err = withTimeout(ctx, func(ctx context.Context) ([]store.Aggregate, error) {
+		return st.LoadDeadQueues(ctx, lease.Shard)
+	}); err != nil {
+		return nil, fmt.Errorf("load dead queues: %w", err)
+	}
+	if len(undecided) > 0 {
+		if h.states, err = withTimeout(ctx, func(ctx context.Context) (map[store.Key]store.State, error) {
+			return st.States(ctx, undecided)
+		}); err != nil {
+			return nil, fmt.Errorf("read states: %w", err)
+		}
+	}
+	return h, nil
+}
+
+// readAt reads segments. That the store is another one is told once; the lease is of the one that is there now.
+func readAt(ctx context.Context, reader *store.Reader, shard int16, at []store.Position) ([]store.Segment, error) {
+	return withTimeout(ctx, func(ctx context.Context) ([]store.Segment, error) {
+		segments, err := reader.ReadAt(ctx, shard, at)
+		if errors.Is(err, store.ErrStoreChanged) {
+			segments, err = reader.ReadAt(ctx, shard, at)
+		}
+		return segments, err
+	})
+}
+
+func withTimeout[T any](ctx context.Context, f func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, 4*ioTimeout) // a takeover may have much to load; the lease is renewed meanwhile
+	defer cancel()
+	return f(ctx)
+}
+
+// startTail looks in Kafka for what the last holder delivered after its last checkpoint: in the partitions that what is
+// outstanding goes to, from the offsets acknowledged by then. Then the shard starts.
+func (r *Relay) startTail(s *shard) {
+	from := r.tailFrom(s)
+	if len(from) == 0 {
+		r.core.start(s, nil)
+		return
+	}
+	s.phase = phaseTail
+	began := time.Now()
+	r.access(func(ctx context.Context) func() {
+		ctx, cancel := context.WithTimeout(ctx, r.cfg.TakeoverTailTimeout)
+		defer cancel()
+		t := tail{shard: strconv.Itoa(int(s.number)) + ":", left: r.cfg.TakeoverTailLimit, enough: cancel}
+		err := r.sink.Tail(ctx, from, t.take)
+		return func() {
+			if s.phase != phaseTail {
+				return
+			}
+			if err != nil {
+				r.log.Warn("what the last holder delivered could not be read to the end: some of it may be delivered twice",
+					"shard", s.number, "epoch", s.epoch, "records", len(t.published), "error", err)
+			}
+			r.log.Info("topic tails read", "shard", s.number, "epoch", s.epoch, "partitions", len(from),
+				"records", len(t.published), "took", time.Since(began))
+			r.core.start(s, t.published)
+		}
+	})
+}
+
+// tailFrom returns the partitions to look in, and from where.
+func (r *Relay) tailFrom(s *shard) map[TopicPartition]int64 {
+	from := map[TopicPartition]int64{}
+	if s.thaw.n > 0 { // rows that may be delivered but are not in memory: they may go anywhere
+		for tp, offset := range s.offsets {
+			from[tp] = offset
+		}
+		return from
+	}
+	for e := s.hot.first; e != nil; e = e.after {
+		if e.state != store.Committed {
+			continue
+		}
+		key := e.rec.Event.Key
+		if !e.rec.Event.HasKey {
+			key = []byte(e.rec.Event.AggregateID)
+		}
+		partition, ok := r.sink.Partition(e.rec.Event.Topic, key)
+		if !ok {
+			continue
+		}
+		tp := TopicPartition{e.rec.Event.Topic, partition}
+		if offset, ok := s.offsets[tp]; ok {
+			from[tp] = offset
+		}
+	}
+	return from
+}
+
+// tail collects the ids of the events of one shard.
+type tail struct {
+	shard     string // as EpochHeader begins
+	left      int
+	enough    func()
+	published map[[16]byte]string
+}
+
+// take takes a record.
+func (t *tail) take(tp TopicPartition, _ int64, headers []store.Header) {
+	if t.left == 0 {
+		t.enough()
+		return
+	}
+	t.left--
+	ours := false
+	var id [16]byte
+	found := false
+	for i := range headers {
+		switch h := &headers[i]; h.Name {
+		case EpochHeader:
+			ours = ours || strings.HasPrefix(string(h.Value), t.shard)
+		case "ce_id", "event_id", "id":
+			if parsed, ok := parseUUID(h.Value); ok && !found {
+				id, found = parsed, true
+			}
+		}
+	}
+	if !ours || !found {
+		return
+	}
+	if t.published == nil {
+		t.published = map[[16]byte]string{}
+	}
+	t.published[id] = tp.Topic
+}
+
+// parseUUID reads the canonical text of a UUID.
+func parseUUID(text []byte) (id [16]byte, ok bool) {
+	if len(text) != 36 || text[8] != '-' || text[13] != '-' || text[18] != '-' || text[23] != '-' {
+		return id, false
+	}
+	var digits [32]byte
+	n := copy(digits[:], text[:8])
+	n += copy(digits[n:], text[9:13])
+	n += copy(digits[n:], text[14:18])
+	n += copy(digits[n:], text[19:23])
+	copy(digits[n:], text[24:])
+	_, err := hex.Decode(id[:], digits[:])
+	return id, err == nil
+}
