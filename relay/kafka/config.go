@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -203,10 +204,10 @@ func (c Config) producer(solo bool) ck.ConfigMap {
 		"partitioner":                        "murmur2_random",
 		"message.timeout.ms":                 0,
 		"compression.codec":                  c.Compression,
-		"linger.ms":                          float64(c.Linger) / float64(time.Millisecond),
+		"linger.ms":                          strconv.FormatFloat(float64(c.Linger)/float64(time.Millisecond), 'f', -1, 64),
 		"message.max.bytes":                  c.MaxMessageBytes,
 		"topic.metadata.refresh.interval.ms": int(c.MetadataRefresh.Milliseconds()),
-		"topic.metadata.propagation.max.ms":  5_000,
+		"topic.metadata.propagation.max.ms":  2_000, // topics are looked up before: it only delays the news that one is gone
 		// The sink bounds what is queued; these only must not be reached first. librdkafka counts a message until its report
 		// is thrown away, a little longer than the sink does.
 		"queue.buffering.max.messages": 2*c.MaxQueued + 10_000,

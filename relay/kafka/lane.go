@@ -261,7 +261,7 @@ func (p *producer) failed(err ck.Error) {
 	}
 	v := judge(err)
 	s.metrics.errors[v.Class].Inc()
-	s.log.Warn("kafka error", "lane", p.lane.name, "code", v.Code, "error", v.Detail)
+	s.log.Debug("kafka error", "lane", p.lane.name, "code", v.Code, "error", v.Detail)
 	if v.Class == relay.ClassCluster {
 		s.health.suspect(v.Error())
 		s.wakeWatch()

@@ -3,9 +3,13 @@ package kafka
 import (
 	"context"
 	"log/slog"
+	"time"
 
 	ck "github.com/confluentinc/confluent-kafka-go/v2/kafka"
 )
+
+// logEvery is how often lines of one facility are logged; a broker that is away would fill the log otherwise.
+const logEvery = 10 * time.Second
 
 // logs takes what one librdkafka instance logs to slog; left alone, it would write to stderr.
 type logs struct {
@@ -17,11 +21,43 @@ func newLogs(to *slog.Logger) *logs {
 	l := &logs{ch: make(chan ck.LogEvent, 100), done: make(chan struct{})}
 	go func() {
 		defer close(l.done)
+		rates := make(map[string]*rate)
 		for ev := range l.ch {
-			to.Log(context.Background(), levelOf(ev.Level), "librdkafka: "+ev.Message, "client", ev.Name, "facility", ev.Tag) //nolint:forbidigo // log lines belong to no call
+			r := rates[ev.Tag]
+			if r == nil {
+				r = &rate{}
+				rates[ev.Tag] = r
+			}
+			level := levelOf(ev.Level)
+			if level == slog.LevelDebug || r.allows(time.Now()) {
+				to.Log(context.Background(), level, "librdkafka: "+ev.Message, //nolint:forbidigo // log lines belong to no call
+					"client", ev.Name, "facility", ev.Tag, "suppressed", r.taken())
+			}
 		}
 	}()
 	return l
+}
+
+// rate lets one line through per logEvery, and counts the others.
+type rate struct {
+	last       time.Time
+	suppressed int
+}
+
+func (r *rate) allows(now time.Time) bool {
+	if now.Sub(r.last) < logEvery {
+		r.suppressed++
+		return false
+	}
+	r.last = now
+	return true
+}
+
+// taken returns how many lines were held back since the last time.
+func (r *rate) taken() int {
+	n := r.suppressed
+	r.suppressed = 0
+	return n
 }
 
 // close ends it. The instance must be closed, or never have been made.

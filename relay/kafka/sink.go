@@ -85,7 +85,7 @@ func New(ctx context.Context, cfg Config) (*Sink, error) {
 		s.entries[i].next = s.free
 		s.free = &s.entries[i]
 	}
-	s.health.init()
+	s.health.init(cfg.Logger)
 	s.metrics = newMetrics(s)
 	s.batch = newLane(s, "batch")
 	s.solo = newLane(s, "solo")

@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"sync"
@@ -139,16 +140,19 @@ func (s *Sink) Healthy() (bool, string) { return s.health.state() }
 
 // health is what is known of the cluster.
 type health struct {
+	log  *slog.Logger
 	fine atomic.Bool // nothing is wrong: contact has nothing to do
 
 	mu       sync.Mutex
+	away     bool              // it was logged that the cluster is away
 	reason   string            // contact is lost; "": it is not
 	doubt    string            // an event says so; a probe must find out
 	stalled  string            // answers, but acknowledges nothing
 	producer map[string]string // per lane: it has no producer
 }
 
-func (h *health) init() {
+func (h *health) init(log *slog.Logger) {
+	h.log = log
 	h.reason = "not reached yet"
 	h.producer = make(map[string]string)
 }
@@ -205,9 +209,17 @@ func (h *health) setProducer(lane, why string) {
 	h.settle()
 }
 
-// settle recomputes fine. h.mu is held.
+// settle recomputes fine, and logs when the cluster goes away or comes back. h.mu is held.
 func (h *health) settle() {
 	h.fine.Store(h.reason == "" && h.doubt == "" && h.stalled == "" && len(h.producer) == 0)
+	switch ok, why := h.locked(); {
+	case !ok && !h.away:
+		h.log.Warn("kafka is away; records stay queued", "error", why)
+		h.away = true
+	case ok && h.away:
+		h.log.Info("kafka is back")
+		h.away = false
+	}
 }
 
 // inQuestion reports whether a probe is wanted.
@@ -223,6 +235,10 @@ func (h *health) inQuestion() bool {
 func (h *health) state() (bool, string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	return h.locked()
+}
+
+func (h *health) locked() (bool, string) {
 	for _, why := range h.producer {
 		return false, why
 	}

@@ -1,0 +1,106 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	broker "github.com/outbox-platform/outbox/embedded/kafka"
+	"github.com/outbox-platform/outbox/relay"
+	"github.com/outbox-platform/outbox/store"
+)
+
+func TestTail(t *testing.T) {
+	onBoth(t, func(t *testing.T, c cluster) {
+		topic := createTopic(t, c, 3, nil)
+		s := newSink(t, c.Bootstrap(), nil)
+		const n = 300
+		for i := range n {
+			deliver(t, s, delivery(topic, fmt.Sprint(i), i, "v"))
+		}
+		at := map[relay.TopicPartition]map[int64]int{}
+		from := map[relay.TopicPartition]int64{}
+		for i, d := range reports(t, s, n) {
+			tp := relay.TopicPartition{Topic: topic, Partition: d.Partition}
+			if at[tp] == nil {
+				at[tp] = map[int64]int{}
+			}
+			at[tp][d.Offset] = i
+		}
+		for tp, offsets := range at {
+			from[tp] = int64(len(offsets) / 2)
+		}
+		p0 := relay.TopicPartition{Topic: topic, Partition: 0}
+		from[p0] = 1_000_000 // there is no such offset: from the start
+		from[relay.TopicPartition{Topic: topic, Partition: 99}] = 0
+		from[relay.TopicPartition{Topic: topic + "-missing", Partition: 0}] = 0
+
+		seen := map[relay.TopicPartition]int64{}
+		err := s.Tail(t.Context(), from, func(tp relay.TopicPartition, offset int64, headers []store.Header) {
+			want, started := seen[tp], false
+			if _, started = seen[tp]; !started {
+				want = from[tp]
+				if tp == p0 {
+					want = 0
+				}
+			}
+			if offset != want {
+				t.Errorf("%v: offset %d, want %d", tp, offset, want)
+			}
+			seen[tp] = offset + 1
+			if len(headers) != 1 || headers[0].Name != "n" || string(headers[0].Value) != fmt.Sprint(at[tp][offset]) {
+				t.Errorf("%v offset %d: headers %v", tp, offset, headers)
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for tp, offsets := range at {
+			if seen[tp] != int64(len(offsets)) {
+				t.Errorf("%v: read to %d of %d", tp, seen[tp], len(offsets))
+			}
+		}
+	})
+}
+
+func TestTailOfNothing(t *testing.T) {
+	f := fake(t, broker.FakeConfig{Topics: map[string]int{"t": 2}})
+	s := newSink(t, f.Bootstrap(), nil)
+	none := func(relay.TopicPartition, int64, []store.Header) { t.Error("a record") }
+	for _, from := range []map[relay.TopicPartition]int64{nil, {}, {{Topic: "t"}: 0, {Topic: "t", Partition: 1}: 5}} {
+		if err := s.Tail(t.Context(), from, none); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestTailAfterDeletion: offsets that retention has taken start at the oldest that is left.
+func TestTailAfterDeletion(t *testing.T) {
+	f := fake(t, broker.FakeConfig{Topics: map[string]int{"t": 1}})
+	s := newSink(t, f.Bootstrap(), nil)
+	for i := range 10 {
+		deliver(t, s, delivery("t", "k", i, "v"))
+		allOK(t, reports(t, s, 1))
+	}
+	if err := f.Cluster().DeleteRecords("t", 0, 6); err != nil {
+		t.Fatal(err)
+	}
+	var offsets []int64
+	err := s.Tail(t.Context(), map[relay.TopicPartition]int64{{Topic: "t"}: 2}, func(_ relay.TopicPartition, offset int64, _ []store.Header) { offsets = append(offsets, offset) })
+	if err != nil || fmt.Sprint(offsets) != "[6 7 8 9]" {
+		t.Errorf("offsets %v, %v", offsets, err)
+	}
+}
+
+func TestTailEndsWithItsContext(t *testing.T) {
+	f := fake(t, broker.FakeConfig{Topics: map[string]int{"t": 1}})
+	s := newSink(t, f.Bootstrap(), nil)
+	deliver(t, s, delivery("t", "k", 1, "v"))
+	allOK(t, reports(t, s, 1))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Tail(ctx, map[relay.TopicPartition]int64{{Topic: "t"}: 0}, func(relay.TopicPartition, int64, []store.Header) {}); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+}
