@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"log/slog"
@@ -216,12 +217,17 @@ func (w *memoryWriter) Submit(r *store.Request) error {
 // startWithout runs a server without a store: sources are given, the writer is w.
 func startWithout(t testing.TB, w submitter, change ...func(*Config)) *running {
 	t.Helper()
+	return startLogging(t, w, discard(), change...)
+}
+
+// startLogging is startWithout with a log of the test's own.
+func startLogging(t testing.TB, w submitter, log *slog.Logger, change ...func(*Config)) *running {
+	t.Helper()
 	cfg := testConfig(t)
 	cfg.MaintenanceInterval = time.Hour // there is nothing to maintain
 	for _, f := range change {
 		f(&cfg)
 	}
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	src := &sources{
 		loadSources: func(context.Context) ([]store.Source, error) {
 			return []store.Source{{ID: 1, Name: "orders", Topics: []string{"t-*"}, CloudEventsSource: "/outbox/orders"}}, nil
@@ -324,4 +330,26 @@ func retryDelay(st *status.Status) time.Duration {
 		}
 	}
 	return 0
+}
+
+// lockedBuffer is a log that tests can read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func textLog(w io.Writer) *slog.Logger {
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }

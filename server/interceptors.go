@@ -19,13 +19,6 @@ import (
 	outboxv1 "github.com/outbox-platform/outbox/gen/go/outbox/v1"
 )
 
-// errNoHello ends a session that says nothing.
-var errNoHello = &apiError{
-	code:    codes.DeadlineExceeded,
-	reason:  outboxv1.ErrorReason_ERROR_REASON_FIELD_INVALID,
-	message: "the session did not begin with Hello in time",
-}
-
 type (
 	tapKey   struct{}
 	helloKey struct{}
@@ -41,8 +34,8 @@ func (s *Server) tapDeadline(ctx context.Context, info *tap.Info) (context.Conte
 		if info.FullMethodName != outboxv1.OutboxService_Session_FullMethodName {
 			return ctx, nil
 		}
-		ctx, cancel := context.WithCancelCause(ctx)
-		t := time.AfterFunc(s.cfg.DefaultDeadline, func() { cancel(errNoHello) })
+		ctx, cancel := context.WithCancel(ctx) // its caller sees CANCELLED; it said nothing, so it need not hear why
+		t := time.AfterFunc(s.cfg.DefaultDeadline, cancel)
 		return context.WithValue(ctx, helloKey{}, t), nil
 	}
 	if _, has := ctx.Deadline(); has {
@@ -124,6 +117,16 @@ func (s *Server) identify(ctx context.Context, method string) (*principal, error
 		return nil, nil
 	}
 	return p, err
+}
+
+// guarded turns a panic of a session's second goroutine, which no interceptor sees, into an error.
+func (s *Server) guarded(fn func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = s.panicked(p, outboxv1.OutboxService_Session_FullMethodName)
+		}
+	}()
+	return fn()
 }
 
 func (s *Server) panicked(p any, method string) error {

@@ -38,7 +38,7 @@ func readPageToken(token, list, filter string) (string, *apiError) {
 		return "", errPageToken
 	}
 	at := string(b[pageCheckBytes:])
-	if string(b[:pageCheckBytes]) != pageCheck(list, filter, at) || strings.IndexByte(at, 0) >= 0 {
+	if pageToken(list, filter, at) != token || strings.IndexByte(at, 0) >= 0 {
 		return "", errPageToken
 	}
 	return at, nil

@@ -73,8 +73,7 @@ func (s outboxService) Session(stream grpc.BidiStreamingServer[outboxv1.SessionR
 	s.receivers.Add(1)
 	go func() {
 		defer s.receivers.Done()
-		ses.end <- ses.receive(stream.Context())
-		ses.signal()
+		ses.end <- s.guarded(func() error { return ses.receive(stream.Context()) })
 	}()
 	err = ses.send(stream.Context())
 	s.log.Info("session ended", "session", ses.id, "source", ses.source.Name, "instance", ses.instance, "error", err)
@@ -86,9 +85,6 @@ func (s outboxService) openSession(stream grpc.BidiStreamingServer[outboxv1.Sess
 	ctx := stream.Context()
 	req, err := stream.Recv()
 	if err != nil {
-		if errors.Is(context.Cause(ctx), errNoHello) {
-			return nil, errNoHello
-		}
 		if errors.Is(err, io.EOF) {
 			return nil, nilHello
 		}
