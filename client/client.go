@@ -416,3 +416,12 @@ func clip(s string, n int) string {
 func (c *Client) callOptions() []grpc.CallOption {
 	return []grpc.CallOption{grpc.ForceCodecV2(c.codec), grpc.StaticMethod()}
 }
+
+// SpilledEvents reads the events of a spilled request, for people who look into the marker table.
+func (c *Client) SpilledEvents(spilled []byte) ([]Event, error) {
+	var p outboxv1.PrepareRequest
+	if err := proto.Unmarshal(spilled, &p); err != nil {
+		return nil, fmt.Errorf("reading a spilled request: %w", err)
+	}
+	return eventsOf(p.GetEvents()), nil
+}

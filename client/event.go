@@ -100,3 +100,20 @@ func protoHeaders(headers, trace []Header) []*outboxv1.Header {
 	}
 	return out
 }
+
+// eventsOf is the way back.
+func eventsOf(events []*outboxv1.Event) []Event {
+	out := make([]Event, 0, len(events))
+	for _, p := range events {
+		e := Event{
+			Topic: p.GetTopic(), AggregateType: p.GetAggregateType(), AggregateID: p.GetAggregateId(), Type: p.GetEventType(),
+			Key: p.GetKey(), Payload: p.GetPayload(), ContentType: p.GetContentType(), OccurredAt: p.GetOccurredAt().AsTime(),
+		}
+		e.ID, _ = uuid.FromBytes(p.GetEventId())
+		for _, h := range p.GetHeaders() {
+			e.Headers = append(e.Headers, Header{Name: h.GetName(), Value: h.GetValue()})
+		}
+		out = append(out, e)
+	}
+	return out
+}
