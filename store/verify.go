@@ -68,6 +68,31 @@ const (
 	InvariantOperationShard = "operation-shard"
 )
 
+// Invariants are all of them.
+var Invariants = []string{
+	InvariantGeneration,
+	InvariantLease,
+	InvariantCheckpoint,
+	InvariantPend,
+	InvariantSegment,
+	InvariantStale,
+	InvariantEventHasTransaction,
+	InvariantDecisionAgrees,
+	InvariantDecisionAfterEvents,
+	InvariantDecisionReachesShard,
+	InvariantDigest,
+	InvariantUnreadInLog,
+	InvariantUndecidedKept,
+	InvariantOrderKept,
+	InvariantRowMatchesBody,
+	InvariantParkedTransaction,
+	InvariantDeadLetterCommitted,
+	InvariantParkedOrDead,
+	InvariantTransactionRow,
+	InvariantResolutionAgrees,
+	InvariantOperationShard,
+}
+
 // maxViolations is how many violations of one invariant are listed; the rest is counted.
 const maxViolations = 100
 

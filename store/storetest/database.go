@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"context"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,6 +18,9 @@ type Database struct {
 	Cluster *Cluster
 
 	config func(*store.Config)
+
+	mu   sync.Mutex
+	conn *pgx.Conn // of Exec and Query; opened when needed
 }
 
 // New makes a database on the shared server.
@@ -36,6 +40,7 @@ func (c *Cluster) New(t testing.TB, opts ...Option) *Database {
 		t.Fatal("storetest: making a database:", err)
 	}
 	d := &Database{DSN: c.server.DSN(name), Cluster: c, config: o.config}
+	t.Cleanup(d.close)
 	if !o.empty {
 		d.Store = d.Open(t)
 	}
@@ -61,12 +66,7 @@ func (d *Database) Open(t testing.TB) *store.Store {
 // closed with the test.
 func (d *Database) Connect(t testing.TB) *pgx.Conn {
 	t.Helper()
-	cfg, err := pgx.ParseConfig(d.DSN)
-	if err != nil {
-		t.Fatal("storetest: parsing the DSN:", err)
-	}
-	cfg.RuntimeParams["search_path"] = ""
-	conn, err := pgx.ConnectConfig(t.Context(), cfg)
+	conn, err := d.dial(t.Context())
 	if err != nil {
 		t.Fatal("storetest: connecting:", err)
 	}
@@ -78,50 +78,71 @@ func (d *Database) Connect(t testing.TB) *pgx.Conn {
 	return conn
 }
 
-// Exec runs one statement on a connection of its own and returns the number of rows.
+// Exec runs one statement and returns the number of rows.
 func (d *Database) Exec(t testing.TB, sql string, args ...any) int64 {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
-	defer cancel()
-	conn := d.dial(ctx, t)
-	defer conn.Close(ctx) //nolint:errcheck // nothing depends on it
-	tag, err := conn.Exec(ctx, sql, args...)
-	if err != nil {
-		t.Fatalf("storetest: %s: %v", sql, err)
-	}
-	return tag.RowsAffected()
+	var n int64
+	d.with(t, sql, func(ctx context.Context, conn *pgx.Conn) error {
+		tag, err := conn.Exec(ctx, sql, args...)
+		n = tag.RowsAffected()
+		return err
+	})
+	return n
 }
 
-// Query returns the first column of the rows of one statement, which is run on a connection of its own.
+// Query returns the first column of the rows of one statement.
 func Query[T any](t testing.TB, d *Database, sql string, args ...any) []T {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
-	defer cancel()
-	conn := d.dial(ctx, t)
-	defer conn.Close(ctx)                      //nolint:errcheck // nothing depends on it
-	rows, err := conn.Query(ctx, sql, args...) //nolint:sqlclosecheck // CollectRows closes them
-	if err != nil {
-		t.Fatalf("storetest: %s: %v", sql, err)
-	}
-	values, err := pgx.CollectRows(rows, pgx.RowTo[T])
-	if err != nil {
-		t.Fatalf("storetest: %s: %v", sql, err)
-	}
+	var values []T
+	d.with(t, sql, func(ctx context.Context, conn *pgx.Conn) error {
+		rows, err := conn.Query(ctx, sql, args...)
+		if err != nil {
+			return err
+		}
+		values, err = pgx.CollectRows(rows, pgx.RowTo[T])
+		return err
+	})
 	return values
 }
 
-func (d *Database) dial(ctx context.Context, t testing.TB) *pgx.Conn {
+// with runs fn on the connection that all calls share, and opens it again if it broke.
+func (d *Database) with(t testing.TB, sql string, fn func(context.Context, *pgx.Conn) error) {
 	t.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), startTimeout)
+	defer cancel()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.conn == nil || d.conn.Ping(ctx) != nil { // the server may have been killed
+		conn, err := d.dial(ctx)
+		if err != nil {
+			t.Fatal("storetest: connecting:", err)
+		}
+		d.conn = conn
+	}
+	if err := fn(ctx, d.conn); err != nil {
+		t.Fatalf("storetest: %s: %v", sql, err)
+	}
+}
+
+func (d *Database) dial(ctx context.Context) (*pgx.Conn, error) {
 	cfg, err := pgx.ParseConfig(d.DSN)
 	if err != nil {
-		t.Fatal("storetest: parsing the DSN:", err)
+		return nil, err
 	}
 	cfg.RuntimeParams["search_path"] = ""
-	conn, err := pgx.ConnectConfig(ctx, cfg)
-	if err != nil {
-		t.Fatal("storetest: connecting:", err)
+	// Tests change schemas under its feet.
+	cfg.DefaultQueryExecMode = pgx.QueryExecModeDescribeExec
+	return pgx.ConnectConfig(ctx, cfg)
+}
+
+func (d *Database) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.conn != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+		defer cancel()
+		_ = d.conn.Close(ctx) // the server may be gone, and nothing depends on it
 	}
-	return conn
 }
 
 // pollInterval is the pause between two looks at something that offers no signal.
