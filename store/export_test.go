@@ -1,0 +1,39 @@
+package store
+
+import "github.com/jackc/pgx/v5"
+
+// The statements, for tests that drive or change them.
+const (
+	AppendSQL  = appendSQL
+	ReadAllSQL = readAllSQL
+)
+
+// Range of accepted revisions.
+const (
+	OldestRevision = oldestRevision
+	NewestRevision = newestRevision
+)
+
+// Conn is the reader's connection.
+func (r *Reader) Conn() *pgx.Conn { return r.conn }
+
+// Digest is the content digest of a transaction with these events.
+func Digest(events []Event) uint64 {
+	r := Request{Kind: KindPublish, Events: events}
+	r.enc.encode(&r, 16, 0)
+	defer r.enc.release()
+	return r.enc.digest
+}
+
+// Held is how many requests wait behind earlier ones of their transaction.
+func (w *Writer) Held() int {
+	w.queue.mu.Lock()
+	defer w.queue.mu.Unlock()
+	n := 0
+	for _, r := range w.queue.heads {
+		for r = r.enc.next; r != nil; r = r.enc.next {
+			n++
+		}
+	}
+	return n
+}
