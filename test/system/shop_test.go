@@ -75,8 +75,9 @@ func (s *shop) work(w orders.Workload) (finish func(now bool) *orders.Tally) {
 	tally := &orders.Tally{}
 	var all sync.WaitGroup
 	for i, instance := range s.instances {
-		w.Seed += uint64(1000 * i)
-		all.Go(func() { instance.Run(ctx, w, tally) })
+		own := w
+		own.Seed += uint64(1000 * i)
+		all.Go(func() { instance.Run(ctx, own, tally) })
 	}
 	return func(now bool) *orders.Tally {
 		if now {
