@@ -99,22 +99,24 @@ const maxViolations = 100
 // Verify checks every invariant of the stored state in one snapshot. It changes nothing, needs little memory whatever the
 // size of the store, and may run beside everything else; only truncation of the log waits for it. An invariant that fails
 // very often is listed 100 times, and then once with the number of the others.
-func (s *Store) Verify(ctx context.Context) ([]Violation, error) {
-	v := &verification{shardCount: s.shardCount, more: map[string]int{}}
-	err := s.snapshot(ctx, "verifying", func(tx pgx.Tx) error {
-		v.tx = tx
-		for _, check := range []func(context.Context) error{
-			v.begin, v.generations, v.checkpointRows, v.pend, v.log, v.transactions, v.parkedRows, v.deadLetterRows, v.parkedOrDead,
-			v.resolutions, v.operations,
-		} {
-			if err := check(ctx); err != nil {
-				return fmt.Errorf("verifying: %w", err)
-			}
-		}
-		return nil
+func (s *Store) Verify(ctx context.Context) (found []Violation, err error) {
+	err = s.snapshot(ctx, "verifying", func(tx pgx.Tx) error {
+		found, err = s.verifyIn(ctx, tx)
+		return err
 	})
-	if err != nil {
-		return nil, err
+	return found, err
+}
+
+// verifyIn is Verify in a transaction that is open already.
+func (s *Store) verifyIn(ctx context.Context, tx pgx.Tx) ([]Violation, error) {
+	v := &verification{tx: tx, shardCount: s.shardCount, more: map[string]int{}}
+	for _, check := range []func(context.Context) error{
+		v.begin, v.generations, v.checkpointRows, v.pend, v.log, v.transactions, v.parkedRows, v.deadLetterRows, v.parkedOrDead,
+		v.resolutions, v.operations,
+	} {
+		if err := check(ctx); err != nil {
+			return nil, fmt.Errorf("verifying: %w", err)
+		}
 	}
 	return v.result(), nil
 }

@@ -1,10 +1,13 @@
 package store_test
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/outbox-platform/outbox/store"
 	"github.com/outbox-platform/outbox/store/storetest"
@@ -17,6 +20,20 @@ type world struct {
 	t   testing.TB
 	w   *store.Writer
 	src *store.Source
+	tx  pgx.Tx // if set, everything that does not go through the store is done in it
+}
+
+// Exec runs one statement.
+func (w *world) Exec(t testing.TB, sql string, args ...any) int64 {
+	t.Helper()
+	if w.tx == nil {
+		return w.Database.Exec(t, sql, args...)
+	}
+	tag, err := w.tx.Exec(t.Context(), sql, args...)
+	if err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	return tag.RowsAffected()
 }
 
 func newWorld(t testing.TB, opts ...storetest.Option) *world {
@@ -87,8 +104,14 @@ func (w *world) log() []placed {
 		Stale []int32
 		Body  []byte
 	}
-	conn := w.Connect(w.t)
-	defer conn.Close(w.t.Context()) //nolint:errcheck // nothing depends on it
+	var conn interface {
+		Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	} = w.tx
+	if w.tx == nil {
+		c := w.Connect(w.t)
+		defer c.Close(w.t.Context()) //nolint:errcheck // nothing depends on it
+		conn = c
+	}
 	rows, err := conn.Query(w.t.Context(), `SELECT shard, xid, seq, stale, body FROM outbox.log ORDER BY shard, xid, seq`)
 	if err != nil {
 		w.t.Fatal(err)
