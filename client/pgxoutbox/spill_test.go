@@ -18,7 +18,7 @@ import (
 )
 
 func brisk(cfg *client.Config) {
-	cfg.PrepareTimeout, cfg.MaxReconnectDelay = 200*time.Millisecond, 20*time.Millisecond
+	cfg.PrepareTimeout, cfg.CallTimeout, cfg.MaxReconnectDelay = 200*time.Millisecond, time.Second, 20*time.Millisecond
 }
 
 // spillable is upkeep that looks often.
@@ -343,4 +343,3 @@ func (w *world) settle(id string, want []string) {
 	w.t.Helper()
 	w.p.Wait(w.t, "all events of "+id, func() bool { return fmt.Sprint(w.p.Published(id)) == fmt.Sprint(want) })
 }
-

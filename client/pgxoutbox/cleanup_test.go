@@ -1,0 +1,101 @@
+package pgxoutbox_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/outbox-platform/outbox/client"
+	"github.com/outbox-platform/outbox/client/internal/fakeplatform"
+	"github.com/outbox-platform/outbox/client/pgxoutbox"
+)
+
+func (w *world) markers() int { return value[int](w, "SELECT count(*) FROM outbox_marker") }
+
+// TestMarkersAreDeleted: after the acknowledgement and the retention, and not before either.
+func TestMarkersAreDeleted(t *testing.T) {
+	w := newWorld(t, options{upkeep: pgxoutbox.Upkeep{MarkerRetention: 300 * time.Millisecond, JanitorInterval: time.Hour}})
+	w.p.SetFault(func(call fakeplatform.Call) fakeplatform.Fault {
+		return fakeplatform.Fault{Silent: call.Name == "commit" && call.ID == w.p.Transactions()[0].ID}
+	})
+	start := time.Now()
+	for i := range 3 {
+		w.place("1", fmt.Sprint(i))
+	}
+	w.p.Wait(t, "two of three markers to go", func() bool { return w.markers() == 1 })
+	if d := time.Since(start); d < 300*time.Millisecond {
+		t.Errorf("they went after %v", d)
+	}
+	if id := value[uuid.UUID](w, "SELECT id FROM outbox_marker"); id != w.p.Transactions()[0].ID {
+		t.Error("the marker of the transaction whose Commit was not acknowledged is gone")
+	}
+	if n := w.c.Stats().MarkersDeleted; n != 2 {
+		t.Errorf("%d deleted", n)
+	}
+}
+
+// oldMarker writes a marker that is three hours old.
+func (w *world) oldMarker() uuid.UUID {
+	w.t.Helper()
+	id := client.NewID()
+	var ms [8]byte
+	binary.BigEndian.PutUint64(ms[:], uint64(time.Now().Add(-3*time.Hour).UnixMilli())<<16)
+	copy(id[:6], ms[:6])
+	w.exec("INSERT INTO outbox_marker (id, created_at) VALUES ($1, now() - interval '3 hours')", id)
+	return id
+}
+
+// TestJanitor: old markers go when the platform knows the decision, or has forgotten it in due time. A committed transaction
+// that the platform lost, or holds for aborted, keeps its marker, and a person is told.
+func TestJanitor(t *testing.T) {
+	w := newWorld(t, options{upkeep: pgxoutbox.Upkeep{JanitorInterval: 50 * time.Millisecond}})
+	ctx := t.Context()
+	w.place("1", "young")
+	stored := func(s fakeplatform.State) uuid.UUID {
+		id := w.oldMarker()
+		if _, err := w.c.Prepare(ctx, id, client.DatabaseTransaction{}, event("2", "x")); err != nil {
+			t.Fatal(err)
+		}
+		if s != fakeplatform.Prepared {
+			if err := w.p.Decide(id, s); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return id
+	}
+	committed, aborted, undecided := stored(fakeplatform.Committed), stored(fakeplatform.Aborted), stored(fakeplatform.Prepared)
+	forgotten := w.oldMarker()
+	spilled := w.oldMarker()
+	w.exec("UPDATE outbox_marker SET spilled = '\\xff', refused = 'kept' WHERE id = $1", spilled)
+	w.p.Wait(t, "the janitor to ask", func() bool { return w.alarmed(client.AlarmLost) > 0 })
+	there := func(id uuid.UUID) bool {
+		return value[bool](w, "SELECT EXISTS (SELECT FROM outbox_marker WHERE id = $1)", id)
+	}
+	w.p.Wait(t, "decided ones to go", func() bool { return !there(committed) && !there(undecided) })
+	if !there(forgotten) {
+		t.Error("a transaction that the platform lost has no marker any more")
+	}
+	w.p.SetHorizon(time.Now().Add(-2 * time.Hour)) // the platform knows everything younger, so it forgot this one in due time
+	w.p.Wait(t, "forgotten ones to go", func() bool { return !there(forgotten) })
+	w.p.Wait(t, "the alarm", func() bool { return w.alarmed(client.AlarmContradiction) > 0 })
+	if !there(aborted) || !there(spilled) || w.markers() != 3 {
+		t.Errorf("%d markers are left", w.markers())
+	}
+	if s := w.p.Transaction(undecided).State; s != fakeplatform.Committed {
+		t.Errorf("the undecided one is %v: its marker is proof", s)
+	}
+}
+
+func TestUpkeepIsChecked(t *testing.T) {
+	w := newWorld(t, options{detached: true})
+	for _, u := range []pgxoutbox.Upkeep{
+		{MarkerRetention: -1}, {SpillRetention: -1}, {DrainInterval: -1}, {JanitorInterval: -1}, {MaxAcknowledged: -1},
+	} {
+		if err := pgxoutbox.Register(w.c, "", w.pool, u); err == nil {
+			t.Errorf("%+v", u)
+		}
+	}
+}
