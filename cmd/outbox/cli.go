@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/outbox-platform/outbox/cmd/outbox/bench"
 )
 
 // cli is the command line. Every setting of a process has one name: the key relay.lease-ttl of the configuration file is
@@ -31,6 +33,9 @@ type cli struct {
 	Completion  completionCmd  `cmd:"" group:"other" help:"Print a completion script for your shell."`
 	Version     versionCmd     `cmd:"" group:"other" help:"Print the version."`
 	Complete    completeCmd    `cmd:"" name:"__complete" hidden:""`
+
+	BenchBroker     bench.BrokerCmd    `cmd:"" name:"bench-broker" hidden:""`
+	BenchNaiveRelay benchNaiveRelayCmd `cmd:"" name:"bench-naive-relay" hidden:""`
 }
 
 // streams are where a command reads and writes.

@@ -52,7 +52,7 @@ func newMetrics(s *Sink) *metrics {
 		Name: "outbox_kafka_refusals_total", Help: "Deliveries refused on the spot, by class.",
 	}, []string{"class"})
 	errors := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "outbox_kafka_errors_total", Help: "Errors of the Kafka client that concern no single record, by class.",
+		Name: "outbox_kafka_client_errors_total", Help: "Errors of the Kafka client that concern no single record, by class.",
 	}, []string{"class"})
 	m.acked = deliveries.WithLabelValues("ok")
 	for class := relay.ClassRecord; int(class) < len(classNames); class++ {
