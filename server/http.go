@@ -4,12 +4,16 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"mime"
 	"net/http"
 	"time"
 
+	"connectrpc.com/connect"
+	"connectrpc.com/vanguard"
 	"connectrpc.com/vanguard/vanguardgrpc"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"google.golang.org/protobuf/proto"
 
 	outboxv1 "github.com/outbox-platform/outbox/gen/go/outbox/v1"
 )
@@ -17,7 +21,11 @@ import (
 // newHTTP builds the second port: every unary call as POST /package.Service/Method with JSON, /metrics, /healthz (the
 // process lives) and /readyz (the store answers). It must be built after the services are registered.
 func (s *Server) newHTTP(gatherer prometheus.Gatherer) (*http.Server, error) {
-	transcoder, err := vanguardgrpc.NewTranscoder(s.grpc)
+	transcoder, err := vanguardgrpc.NewTranscoder(s.grpc, vanguard.WithCodec(func(types vanguard.TypeResolver) vanguard.Codec {
+		c := vanguard.NewJSONCodec(types)
+		c.UnmarshalOptions.DiscardUnknown = false // a misspelt field must not be taken for an absent one
+		return strictJSON{JSONCodec: c}
+	}))
 	if err != nil {
 		return nil, fmt.Errorf("building the JSON transcoder: %w", err)
 	}
@@ -30,7 +38,7 @@ func (s *Server) newHTTP(gatherer prometheus.Gatherer) (*http.Server, error) {
 		http.Error(w, "sessions are served on the gRPC port", http.StatusNotImplemented)
 	})
 	// Base64 makes payloads a third larger.
-	mux.Handle("/", http.MaxBytesHandler(transcoder, int64(s.cfg.MaxReceiveBytes)*3/2))
+	mux.Handle("/", http.MaxBytesHandler(plainJSON(transcoder), int64(s.cfg.MaxReceiveBytes)*3/2))
 	return &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: 5 * time.Second,
@@ -38,6 +46,37 @@ func (s *Server) newHTTP(gatherer prometheus.Gatherer) (*http.Server, error) {
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    int(s.cfg.MaxMetadataBytes),
 	}, nil
+}
+
+// strictJSON answers what is not a request of ours with INVALID_ARGUMENT.
+type strictJSON struct{ *vanguard.JSONCodec }
+
+// Unmarshal implements vanguard.Codec.
+func (c strictJSON) Unmarshal(body []byte, m proto.Message) error {
+	err := c.JSONCodec.Unmarshal(body, m)
+	if err == nil {
+		return nil
+	}
+	wrong := connect.NewError(connect.CodeInvalidArgument, err)
+	for _, d := range fieldError("body", "%v", err).proto().GetDetails() {
+		if detail, err := connect.NewErrorDetail(d); err == nil { // an Any always becomes one
+			wrong.AddDetail(detail)
+		}
+	}
+	return wrong
+}
+
+// plainJSON lets people post JSON without the header by which the transcoder recognises calls. Only JSON: a browser must
+// ask before it sends that to another site, so no page can make calls with what a form can send.
+func plainJSON(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+		if r.Method == http.MethodPost && err == nil && kind == "application/json" && r.Header.Get("Connect-Protocol-Version") == "" {
+			r.Header.Set("Content-Type", kind)
+			r.Header.Set("Connect-Protocol-Version", "1")
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
