@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -31,7 +32,7 @@ const blockedSQL = `
 	        AND q.source_id = p.source_id AND q.aggregate_type = p.aggregate_type AND q.aggregate_id = p.aggregate_id)
 	  ORDER BY p.since, p.shard, p.xid, p.seq, p.record LIMIT $2)
 	SELECT h.name, h.source_id, h.aggregate_type, h.aggregate_id, h.shard, h.xid, h.seq, h.record, h.tx_id, h.state, h.cause, h.since,
-	       h.attempts, h.error, coalesce(nullif(h.next_try, 'infinity'), '0001-01-01 00:00:00+00'), h.topic,
+	       h.attempts, h.error, nullif(h.next_try, 'infinity'), h.topic,
 	       (SELECT count(*) FROM outbox.parked q
 	        WHERE q.shard = h.shard AND q.agg = h.agg
 	          AND q.source_id = h.source_id AND q.aggregate_type = h.aggregate_type AND q.aggregate_id = h.aggregate_id)
@@ -53,8 +54,12 @@ func (s *Store) BlockedAggregates(ctx context.Context, source, page string, limi
 	}
 	found, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (b BlockedAggregate, err error) {
 		h := &b.Head
+		var nextTry *time.Time
 		err = row.Scan(&b.Source, &b.Aggregate.Source, &b.Aggregate.Type, &b.Aggregate.ID, &b.Shard, &h.XID, &h.Seq, &h.Record,
-			(*[16]byte)(&h.Key.Transaction), &h.State, &h.Cause, &h.Since, &h.Attempts, &h.Error, &h.NextTry, &b.Topic, &b.Waiting)
+			(*[16]byte)(&h.Key.Transaction), &h.State, &h.Cause, &h.Since, &h.Attempts, &h.Error, &nextTry, &b.Topic, &b.Waiting)
+		if nextTry != nil {
+			h.NextTry = *nextTry
+		}
 		h.Aggregate, h.Key.Source = b.Aggregate, b.Aggregate.Source
 		return b, err
 	})

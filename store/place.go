@@ -129,7 +129,7 @@ func (p *parkedRow) explain() string {
 }
 
 func (p *parkedRow) nextTryText() string {
-	if p.nextTry.IsZero() {
+	if p.nextTry == nil {
 		return "not tried again before an operator says"
 	}
 	return "next try at " + p.nextTry.UTC().Format(time.RFC3339)

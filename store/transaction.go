@@ -109,7 +109,7 @@ type parkedRow struct {
 	lastAnswer string
 	attempts   int32
 	err        string
-	nextTry    time.Time
+	nextTry    *time.Time // nil: not before an operator says
 }
 
 // aggregateState is what stands in the way of an aggregate's events.
@@ -239,7 +239,7 @@ func (l *whereabouts) findParked(ctx context.Context, add func(int16, EventPosit
 
 // parkedRowColumns are what parkedRow.columns scans.
 const parkedRowColumns = `xid, seq, record, source_id, tx_id, cause, state, since, coalesce(database, ''), checks, coalesce(last_answer, ''),
-	attempts, error, coalesce(nullif(next_try, 'infinity'), '0001-01-01 00:00:00+00')`
+	attempts, error, nullif(next_try, 'infinity')`
 
 func (p *parkedRow) columns() []any {
 	return []any{&p.XID, &p.Seq, &p.Record, &p.key.Source, (*[16]byte)(&p.key.Transaction), &p.cause, &p.state, &p.since, &p.database,
