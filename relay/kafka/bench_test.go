@@ -58,7 +58,7 @@ func BenchmarkSettings(b *testing.B) {
 }
 
 func benchmarkDeliver(b *testing.B, on string, keys int, change func(*Config)) {
-	var c cluster = apacheOrFake(b, on)
+	c := apacheOrFake(b, on)
 	topic := createTopic(b, c, 6, nil)
 	s := newSink(b, c.Bootstrap(), change)
 	ds := make([]*relay.Delivery, keys)

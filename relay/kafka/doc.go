@@ -13,6 +13,9 @@
 //     it, also on a topic whose limit is smaller than our batches.
 //   - A producer that died is rebuilt, with a growing pause when it dies again. Nothing of the old one is sent after its
 //     reports.
+//   - Retries make no duplicates, also when the broker crashes, with one exception that is Kafka's: a broker that recovers
+//     forgets producers whose last record has a timestamp older than its producer.id.expiration.ms (a day). The batches that
+//     were on their way to it, if their events happened longer ago than that, may then be there twice.
 //   - A topic is looked up before its first record is handed to librdkafka, which would wait for it for many seconds.
 //
 // Its parts, one file each: config, sink (queue and reports), lane (a producer and its rebuilding), topics (the cache),

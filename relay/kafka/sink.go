@@ -33,6 +33,7 @@ type Sink struct {
 	end    context.CancelFunc
 	wg     sync.WaitGroup
 
+	seeded  bool         // of watch: the cache has had all topics
 	lastAck atomic.Int64 // Unix nanoseconds of the last acknowledgement
 
 	mu      sync.Mutex // guards all below

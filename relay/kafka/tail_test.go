@@ -38,8 +38,8 @@ func TestTail(t *testing.T) {
 
 		seen := map[relay.TopicPartition]int64{}
 		err := s.Tail(t.Context(), from, func(tp relay.TopicPartition, offset int64, headers []store.Header) {
-			want, started := seen[tp], false
-			if _, started = seen[tp]; !started {
+			want, started := seen[tp]
+			if !started {
 				want = from[tp]
 				if tp == p0 {
 					want = 0

@@ -158,6 +158,16 @@ func addPartitions(tb testing.TB, bootstrap, topic string, n int32) {
 	}
 }
 
+// TestTopicsAreKnownFromTheStart: where keys go is known soon after the start, before anything was delivered.
+func TestTopicsAreKnownFromTheStart(t *testing.T) {
+	f := fake(t, broker.FakeConfig{Topics: map[string]int{"t": 3}})
+	s := newSink(t, f.Bootstrap(), nil)
+	healthy(t, s)
+	if p, ok := s.Partition("t", []byte("k")); !ok || p != relay.Partition([]byte("k"), 3) {
+		t.Errorf("partition %d, %v", p, ok)
+	}
+}
+
 func TestTopics(t *testing.T) {
 	onBoth(t, func(t *testing.T, c cluster) {
 		a := createTopic(t, c, 3, map[string]string{"max.message.bytes": "77777"})

@@ -50,6 +50,8 @@ func (s *Sink) watchOnce(refresh bool) bool {
 		slices.Sort(names)
 		names = slices.Compact(names)
 		err = s.lookUp(s.life, names)
+	case !s.seeded:
+		err = s.seed()
 	case s.health.inQuestion():
 		err = s.probe()
 	default:
@@ -104,6 +106,23 @@ func (s *Sink) inUseTopics() []string {
 		}
 	}
 	return names
+}
+
+// seed puts all topics into the cache, once, when the cluster is reached for the first time: so that a relay that has just
+// started knows where its predecessor's records went.
+func (s *Sink) seed() error {
+	p, done := s.batch.use()
+	if p == nil {
+		return errRebuilding
+	}
+	defer done()
+	topics, err := p.allTopics(s.life)
+	if err != nil {
+		return err
+	}
+	s.remember(topics)
+	s.seeded = true
+	return nil
 }
 
 // probe asks the cluster for anything at all.
