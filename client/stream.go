@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -168,6 +169,8 @@ func (st *stream) sendLoop() {
 		if msg == nil {
 			select {
 			case <-st.wake:
+				// Let callers that are ready to run queue their calls first: no waiting, only a better order of work.
+				runtime.Gosched()
 				continue
 			case <-st.ctx.Done():
 				return
