@@ -13,6 +13,9 @@ func VerifyIn(ctx context.Context, s *Store, tx pgx.Tx) ([]Violation, error) {
 	return s.verifyIn(ctx, tx)
 }
 
+// MaintenanceLock is the advisory lock of the process that does maintenance.
+const MaintenanceLock = maintenanceLock
+
 // ForgedPageTokens are tokens with a valid checksum and unlikely contents.
 func ForgedPageTokens(list, filter string) []string {
 	at := EventPosition{Position: Position{XID: math.MaxUint64, Seq: math.MinInt32}, Record: math.MaxInt32}
