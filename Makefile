@@ -16,7 +16,7 @@ run: build ## Run everything on this machine: PostgreSQL, Kafka broker, server, 
 build: bin/outbox ## Build bin/outbox
 
 bin/outbox: $(GOFILES)
-	go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/outbox ./cmd/outbox
+	go build -ldflags "-X main.version=$(VERSION)" -o bin/outbox ./cmd/outbox
 
 test: ## Run every test, with the race detector, against real PostgreSQL and Kafka (see CONTRIBUTING.md)
 	@if [ -x test/prerequisites.sh ]; then test/prerequisites.sh; fi
