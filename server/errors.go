@@ -187,10 +187,15 @@ var (
 
 // transactionError is the one table from what the store says about a transaction to what its caller sees. nil stays nil.
 func transactionError(err error, id store.TransactionID) *apiError {
+	if err == nil {
+		return nil // the common case allocates nothing
+	}
+	return refusal(err, id)
+}
+
+func refusal(err error, id store.TransactionID) *apiError {
 	var decided *store.DecidedError
 	switch {
-	case err == nil:
-		return nil
 	case errors.Is(err, store.ErrBacklogFull):
 		return errBacklogFull
 	case errors.Is(err, store.ErrUnavailable):

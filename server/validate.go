@@ -136,8 +136,10 @@ func (v *validator) prepare(c *call, req *outboxv1.PrepareRequest, src *source, 
 	if e := v.eventCount(len(req.GetEvents())); e != nil {
 		return e
 	}
-	if e := v.message(req); e != nil {
-		return e
+	if !plainPrepare(req) {
+		if e := v.message(req); e != nil {
+			return e
+		}
 	}
 	c.key(store.KindPrepare, src, req.GetTransactionId())
 	if e := databaseTransaction(&c.database, req.GetDatabaseTransaction(), src); e != nil {
@@ -152,8 +154,10 @@ func (v *validator) publish(c *call, req *outboxv1.PublishRequest, src *source, 
 	if e := v.eventCount(len(req.GetEvents())); e != nil {
 		return e
 	}
-	if e := v.message(req); e != nil {
-		return e
+	if !plainPublish(req) {
+		if e := v.message(req); e != nil {
+			return e
+		}
 	}
 	c.key(store.KindPublish, src, req.GetTransactionId())
 	return v.events(c, req.GetEvents(), src, topics)
@@ -169,8 +173,10 @@ type decisionRequest interface {
 
 // decision checks a Commit or an Abort and fills c's request.
 func (v *validator) decision(c *call, kind store.Kind, req decisionRequest, src *source, shards int) *apiError {
-	if e := v.message(req); e != nil {
-		return e
+	if !plainDecision(req) {
+		if e := v.message(req); e != nil {
+			return e
+		}
 	}
 	c.key(kind, src, req.GetTransactionId())
 	c.request.Shards = readToken(req.GetToken(), c.request.Key, shards)

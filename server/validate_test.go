@@ -2,6 +2,9 @@ package server
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -120,6 +123,7 @@ func TestPrepareRules(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			req := newPrepare("orders")
 			c.change(req)
+			comparePlain(t, v, req)
 			e := v.prepare(&call{}, req, testSource(), &catalogue{})
 			if e == nil {
 				t.Fatal("accepted")
@@ -245,6 +249,7 @@ func FuzzPrepare(f *testing.F) {
 		if proto.Unmarshal(b, req) != nil {
 			return
 		}
+		comparePlain(t, v, req)
 		c := &call{}
 		if e := v.prepare(c, req, src, &catalogue{}); e != nil {
 			if e.proto().GetCode() == 0 || len(e.proto().GetDetails()) == 0 {
@@ -258,6 +263,55 @@ func FuzzPrepare(f *testing.F) {
 			t.Fatalf("Prepare accepts what Publish refuses: %v", e)
 		}
 	})
+}
+
+// comparePlain: what is recognised as plainly valid, the rules accept.
+func comparePlain(t *testing.T, v *validator, req *outboxv1.PrepareRequest) {
+	t.Helper()
+	publish := &outboxv1.PublishRequest{Source: req.GetSource(), TransactionId: req.GetTransactionId(), Events: req.GetEvents()}
+	var token []byte
+	for _, e := range req.GetEvents() {
+		token = e.GetPayload()
+	}
+	commit := &outboxv1.CommitRequest{Source: req.GetSource(), TransactionId: req.GetTransactionId(), Token: token}
+	abort := &outboxv1.AbortRequest{Source: req.GetSource(), TransactionId: req.GetTransactionId(), Token: token}
+	for _, c := range []struct {
+		plain bool
+		m     proto.Message
+	}{{plainPrepare(req), req}, {plainPublish(publish), publish}, {plainDecision(commit), commit}, {plainDecision(abort), abort}} {
+		if c.plain {
+			if e := v.message(c.m); e != nil {
+				t.Fatalf("taken for valid: %v (%v)", c.m, e)
+			}
+		}
+	}
+}
+
+// The rules that plain.go mirrors. When this fails, look whether plain.go still says true only for what the new rules
+// accept, extend TestPrepareRules, and then put the new sum here.
+func TestPlainKnowsTheRules(t *testing.T) {
+	h := sha256.New()
+	for _, m := range []proto.Message{
+		&outboxv1.PrepareRequest{}, &outboxv1.PublishRequest{}, &outboxv1.CommitRequest{}, &outboxv1.AbortRequest{},
+		&outboxv1.Event{}, &outboxv1.Header{}, &outboxv1.DatabaseTransaction{},
+	} {
+		d := m.ProtoReflect().Descriptor()
+		options, err := proto.MarshalOptions{Deterministic: true}.Marshal(d.Options())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = fmt.Fprintf(h, "%s %x\n", d.FullName(), options)
+		for i := range d.Fields().Len() {
+			f := d.Fields().Get(i)
+			if options, err = (proto.MarshalOptions{Deterministic: true}).Marshal(f.Options()); err != nil {
+				t.Fatal(err)
+			}
+			_, _ = fmt.Fprintf(h, "%s %s %x\n", f.FullName(), f.Kind(), options)
+		}
+	}
+	if got := hex.EncodeToString(h.Sum(nil))[:16]; got != "5af3b48c2d34d496" {
+		t.Errorf("the rules are %s now", got)
+	}
 }
 
 // checkAccepted checks what the store relies on.
