@@ -56,7 +56,8 @@ type aggregate struct {
 	headChanged bool // the row of its head must be written again
 	restored    bool // on shard.restored
 	touched     bool // on core.touched
-	buried      int  // dead letters not yet written
+	toBury      int  // on shard.burying
+	buried      int  // dead letters not yet written, toBury included
 }
 
 // event is one event in memory.

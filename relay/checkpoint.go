@@ -21,19 +21,20 @@ func (s *shard) stepDue() bool {
 // step builds the next step of a shard, which is busy until stepped. From here on the machine is as if it were written.
 func (c *core) step(s *shard, now time.Time) store.Step {
 	st := store.Step{Shard: s.number, Epoch: s.epoch}
-	s.dirty = false
-	c.park(s, &st)
-	st.Unpark, s.unpark = s.unpark, nil
-	c.buryDue(s, &st)
+	before := c.position(s)
+	moreLetters := c.buryDue(s, &st, before)
+	moreRows := c.park(s, &st)
+	st.Unpark = append(st.Unpark, s.unpark...)
+	s.unpark = s.unpark[:0]
 	st.Decide, s.decides = s.decides, nil
 	s.stepping.decides = st.Decide
 	st.Checkpoint = c.checkpoint(s, now)
 	c.moveDue(s, &st)
+	// What was buried may have let the checkpoint pass what is to be buried.
+	passed := len(s.burying) > 0 && st.Checkpoint.Position != before
+	s.dirty = moreLetters || moreRows || passed
 	s.stepping.checkpoint = st.Checkpoint
 	s.busy = stepping
-	if s.toPark.n > 0 || len(s.burying) > 0 {
-		s.dirty = true
-	}
 	return st
 }
 
@@ -44,23 +45,25 @@ func (s *shard) renewal() store.Step {
 	return store.Step{Shard: s.number, Epoch: s.epoch, Checkpoint: s.saved}
 }
 
-// checkpoint chooses how far the shard is: at the cursor if no more than maxPend hot events are outstanding before it,
-// else just before the segment of the first that is too many.
-func (c *core) checkpoint(s *shard, now time.Time) store.Checkpoint {
-	position := s.cursor
-	var pend []store.PendEntry
-	for e := s.hot.first; e != nil; e = e.after {
-		if e.pos.Position.Compare(s.cursor) > 0 {
-			break // of a segment that was not read to its end
+// position chooses how far the shard is: at the cursor if no more than maxPend hot events are outstanding before it, else
+// just before the segment of the first that is too many.
+func (c *core) position(s *shard) store.Position {
+	n := 0
+	for e := s.hot.first; e != nil && e.pos.Position.Compare(s.cursor) <= 0; e = e.after {
+		if n >= c.maxPend && e.pos.Position.Compare(s.saved.Position) > 0 {
+			return store.Position{XID: e.pos.XID, Seq: e.pos.Seq - 1}
 		}
-		if len(pend) >= c.maxPend && e.pos.Position.Compare(s.saved.Position) > 0 {
-			position = store.Position{XID: e.pos.XID, Seq: e.pos.Seq - 1}
-			break
-		}
-		pend = append(pend, store.PendEntry{EventPosition: e.pos, Key: e.rec.Key, State: e.state})
+		n++
 	}
-	for n := len(pend); n > 0 && pend[n-1].Position.Compare(position) > 0; n-- {
-		pend = pend[:n-1]
+	return s.cursor
+}
+
+// checkpoint is how far the shard is, with what is outstanding up to there.
+func (c *core) checkpoint(s *shard, now time.Time) store.Checkpoint {
+	position := c.position(s)
+	var pend []store.PendEntry
+	for e := s.hot.first; e != nil && e.pos.Position.Compare(position) <= 0; e = e.after {
+		pend = append(pend, store.PendEntry{EventPosition: e.pos, Key: e.rec.Key, State: e.state})
 	}
 	cp := store.Checkpoint{Position: position, Oldest: position.XID, Pend: store.EncodePend(pend), Offsets: s.saved.Offsets}
 	if len(pend) > 0 {

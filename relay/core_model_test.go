@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -52,6 +53,23 @@ type world struct {
 	letters   []*operation
 	pages     [][]store.DeadLetter
 	discarded map[[16]byte]bool
+
+	trace []string // what happened, for the message of a failure
+}
+
+func (w *world) note(format string, args ...any) {
+	w.trace = append(w.trace, fmt.Sprintf(format, args...))
+}
+
+// fail ends the run with what happened to an aggregate.
+func (w *world) fail(a store.Aggregate, format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	for _, line := range w.trace {
+		if strings.HasPrefix(line, a.ID+":") || strings.HasPrefix(line, "*") {
+			text += "\n" + line
+		}
+	}
+	w.t.Fatalf("%s%s", text, w.dump())
 }
 
 type modelSegment struct {
@@ -187,6 +205,13 @@ func (w *world) read() bool {
 }
 
 func (w *world) feed(seg *modelSegment) {
+	for _, r := range seg.records {
+		if r.IsDecision {
+			w.note("* read %s: transaction %d %s", seg.pos, r.Key.Transaction[0], r.State)
+		} else {
+			w.note("%s: read %s: %d of transaction %d %s", r.Event.AggregateID, seg.pos, r.Event.ID[0], r.Key.Transaction[0], r.State)
+		}
+	}
 	err := w.core.feed(w.sh, seg.pos, 10, func(yield func(*store.Record) bool) error {
 		for i := range seg.records {
 			r := seg.records[i]
@@ -229,9 +254,10 @@ func (w *world) write(id [16]byte) (TopicPartition, int64) {
 		w.t.Fatalf("phantom: %s is %s", m, m.txn.state)
 	}
 	if w.discarded[id] {
-		w.t.Fatalf("%s was dropped by an operator, and published", m)
+		w.fail(m.agg, "%s was dropped by an operator, and published", m)
 	}
 	m.writes++
+	w.note("%s: published %d", m.agg.ID, id[0])
 	if m.writes > 1 && w.crashes == 0 && w.rebuilds == 0 {
 		w.t.Fatalf("%s was published twice without a crash", m)
 	}
@@ -255,11 +281,13 @@ func (w *world) report(i int, class Class) {
 		}
 		w.core.report(e, 0, 0, &SinkError{Class: class, Code: "C"}, w.now)
 	case w.down[m.topic]:
+		w.note("%s: topic refused %d", m.agg.ID, m.id[0])
 		w.core.report(e, 0, 0, &SinkError{Class: ClassTopic, Code: "UNKNOWN_TOPIC"}, w.now)
 	case m.poison:
 		if w.registered[e.rec.Key.Source].FailurePolicy == policySkip {
 			m.skipped = true
 		}
+		w.note("%s: refused %d", m.agg.ID, m.id[0])
 		w.core.report(e, 0, 0, &SinkError{Class: ClassRecord, Code: "TOO_LARGE"}, w.now)
 	default:
 		tp, offset := w.write(m.id)
@@ -295,8 +323,22 @@ func (w *world) apply(st *store.Step) {
 	if st.Checkpoint.Position.Compare(w.cp.Position) < 0 {
 		w.t.Fatalf("checkpoint moved back from %s to %s", w.cp.Position, st.Checkpoint.Position)
 	}
+	w.note("* step at %s", st.Checkpoint.Position)
 	for _, p := range st.Park {
+		w.note("%s: park %d cause %d state %s", p.Aggregate.ID, w.at[p.EventPosition].id[0], p.Cause, p.State)
 		w.parked[p.EventPosition] = p
+	}
+	for _, pos := range st.Unpark {
+		w.note("%s: unpark %d", w.at[pos].agg.ID, w.at[pos].id[0])
+	}
+	for _, pos := range st.Exhume {
+		w.note("%s: exhume %d", w.at[pos].agg.ID, w.at[pos].id[0])
+	}
+	for _, l := range st.Bury {
+		w.note("%s: bury %d queue %v", l.Aggregate.ID, w.at[l.EventPosition].id[0], l.Queue)
+	}
+	for _, o := range st.Operations {
+		w.note("%s: operation %d %s", w.operations[o.ID-1].Aggregate.ID, o.ID, o.Outcome)
 	}
 	for _, d := range st.Decide {
 		for pos, p := range w.parked {
@@ -333,7 +375,7 @@ func (w *world) apply(st *store.Step) {
 			w.t.Fatalf("oldest %d is after pend's %s", st.Checkpoint.Oldest, e.Position)
 		}
 		if _, also := w.parked[e.EventPosition]; also {
-			w.t.Fatalf("%s is in pend and parked", e.Position)
+			w.fail(w.at[e.EventPosition].agg, "%s is in pend and parked", w.at[e.EventPosition])
 		}
 	}
 	w.cp = st.Checkpoint
@@ -451,6 +493,7 @@ func (w *world) txnOf(k store.Key) *modelTxn {
 // crash forgets the holder, and another one takes over. What was in flight may have been written.
 func (w *world) crash(tails bool) {
 	w.crashes++
+	w.note("* crash")
 	for i, e := range w.inflight {
 		m := w.events[e.rec.Event.ID]
 		if i%2 == 0 && !w.down[m.topic] && !m.poison {
@@ -536,6 +579,7 @@ func (c *core) restoreModel(s *shard, h *inheritance, log []*modelSegment, now t
 
 func (w *world) operate(a store.Aggregate, action store.Action) {
 	o := store.Operation{ID: int64(len(w.operations) + 1), Aggregate: a, Action: action}
+	w.note("%s: request %d to %s", a.ID, o.ID, action)
 	w.operations = append(w.operations, o)
 	w.core.operate(w.sh, o)
 }
@@ -592,7 +636,7 @@ func (w *world) check() {
 			}
 			rank := slices.Index(expected, e)
 			if rank > high+1 {
-				w.t.Fatalf("%s was published before %s", e, expected[high+1])
+				w.fail(agg, "%s was published before %s", e, expected[high+1])
 			}
 			high = max(high, rank)
 		}

@@ -30,11 +30,10 @@ const (
 	stageDone          // the outcome is written, or about to be
 )
 
-// move is a change of rows that an operation makes with the next step that has needs behind its checkpoint: a new holder
-// must not read again what was set aside or dropped.
+// move is a change of rows that an operation makes with the next step, or, when the head is set aside or dropped, with the
+// first whose checkpoint is not before it: a new holder must not read it again.
 type move struct {
 	operation *operation
-	needs     store.EventPosition // zero: nothing
 	park      []store.Parked
 	exhume    []store.EventPosition
 	head      *event // set aside (bury) or dropped
@@ -80,7 +79,7 @@ func (c *core) workOn(s *shard, o *operation) {
 		a.thawing = true
 		s.thaw.push(a)
 	case e != nil && e.row == written && !a.headChanged:
-		m := move{operation: o, needs: e.pos, head: e, bury: o.Action == store.ActionSkip}
+		m := move{operation: o, head: e, bury: o.Action == store.ActionSkip}
 		m.outcome = "dropped the head"
 		if m.bury {
 			m.outcome = "set the head aside as a dead letter"
@@ -158,9 +157,6 @@ func (c *core) lettersLoaded(s *shard, o *operation, page []store.DeadLetter) {
 	}
 	o.after = page[len(page)-1].EventPosition
 	o.Events += int64(len(page))
-	if o.Action == store.ActionDiscard {
-		m.needs = o.after
-	}
 	s.move(m)
 }
 
@@ -223,7 +219,7 @@ func (s *shard) move(m move) {
 func (c *core) moveDue(s *shard, st *store.Step) {
 	kept := s.moves[:0]
 	for _, m := range s.moves {
-		if m.needs.XID != 0 && m.needs.Position.Compare(st.Checkpoint.Position) > 0 {
+		if m.head != nil && m.head.pos.Position.Compare(st.Checkpoint.Position) > 0 {
 			kept = append(kept, m)
 			continue
 		}
@@ -255,12 +251,9 @@ func (c *core) moved(s *shard, m *move) {
 	o := m.operation
 	a := o.aggregate
 	o.moving = false
-	for i := range m.park {
-		a.unloaded++
-		s.rows++
-		if m.park[i].EventPosition.Compare(a.lastRow) > 0 && a.restored {
-			a.lastRow = m.park[i].EventPosition
-		}
+	if len(m.park) > 0 {
+		a.unloaded += len(m.park)
+		s.rows += int64(len(m.park))
 	}
 	if m.head != nil {
 		c.release(m.head)

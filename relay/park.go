@@ -44,12 +44,20 @@ func (c *core) tick(now time.Time) {
 	}
 }
 
-// park adds rows of frozen aggregates to a step until it is big enough.
-func (c *core) park(s *shard, st *store.Step) {
+// park adds rows of frozen aggregates to a step until it is big enough; then there are more. What is to be buried comes
+// first: rows must be older than everything of their aggregate that a new holder reads again.
+func (c *core) park(s *shard, st *store.Step) (more bool) {
 	room := c.stepRows
 	bytes := c.stepBytes
-	for s.toPark.n > 0 && room > 0 && bytes > 0 {
+	for range s.toPark.n {
+		if room <= 0 || bytes <= 0 {
+			return true
+		}
 		a := s.toPark.pop()
+		if a.toBury > 0 && a.frozen() {
+			s.toPark.push(a)
+			continue
+		}
 		a.parking = false
 		if !a.frozen() {
 			a.headChanged = false
@@ -68,7 +76,7 @@ func (c *core) park(s *shard, st *store.Step) {
 				continue
 			}
 			if room <= 0 || bytes <= 0 {
-				a.parking = true
+				a.parking, more = true, true
 				s.toPark.pushFirst(a)
 				break
 			}
@@ -82,6 +90,7 @@ func (c *core) park(s *shard, st *store.Step) {
 			s.stepping.parked = append(s.stepping.parked, a)
 		}
 	}
+	return more
 }
 
 // becomeRow makes a hot event a row that the step on its way writes.
@@ -125,7 +134,7 @@ func (c *core) rowsWritten(a *aggregate) {
 		e.row = written
 	}
 	switch {
-	case a.frozen() && !a.headChanged:
+	case a.frozen() && !a.headChanged && a.held == nil: // an operation may be about to move the head
 		c.unloadFront(a)
 		c.unloadBack(a)
 	case a.unloaded > 0:

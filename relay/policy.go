@@ -40,16 +40,26 @@ func (c *core) bury(e *event, queue bool, problem string) {
 	c.pop(e)
 	e.queue, e.problem = queue, problem
 	e.shard.burying = append(e.shard.burying, e)
+	a.toBury++
 	a.buried++
 	e.shard.dirty = true
 }
 
-// buryDue adds dead letters to a step until it is big enough. Until then a hot one counts as outstanding.
-func (c *core) buryDue(s *shard, st *store.Step) {
+// buryDue adds dead letters to a step until it is big enough; then there are more. None is written before the checkpoint
+// has reached it: a new holder must not read again what is a dead letter. Until then a hot one counts as outstanding.
+func (c *core) buryDue(s *shard, st *store.Step, position store.Position) (more bool) {
 	bytes := c.stepBytes
-	n := 0
-	for ; n < len(s.burying) && n < c.stepRows && bytes > 0; n++ {
-		e := s.burying[n]
+	kept := s.burying[:0]
+	for i, e := range s.burying {
+		if len(st.Bury) >= c.stepRows || bytes <= 0 {
+			kept = append(kept, s.burying[i:]...)
+			more = true
+			break
+		}
+		if e.pos.Position.Compare(position) > 0 {
+			kept = append(kept, e)
+			continue
+		}
 		letter := deadLetter(e)
 		bytes -= len(letter.Body)
 		st.Bury = append(st.Bury, letter)
@@ -60,10 +70,13 @@ func (c *core) buryDue(s *shard, st *store.Step) {
 			st.Unpark = append(st.Unpark, e.pos)
 			s.rows--
 		}
+		e.aggregate.toBury--
+		s.stepping.buried = append(s.stepping.buried, e)
 		c.tally.deadLetters++
 	}
-	s.stepping.buried = append(s.stepping.buried, s.burying[:n]...)
-	s.burying = append(s.burying[:0], s.burying[n:]...)
+	clear(s.burying[len(kept):])
+	s.burying = kept
+	return more
 }
 
 // deadLetter is the dead letter of an event.
