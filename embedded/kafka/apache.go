@@ -276,10 +276,14 @@ func (n *node) properties() string { return filepath.Join(n.dir, "server.propert
 func (n *node) log() string        { return filepath.Join(n.dir, "server.log") }
 func (n *node) data() string       { return filepath.Join(n.dir, "data") }
 
+// kill ends the node's process with SIGKILL and waits for it.
 func (n *node) kill() {
-	stopped, cancel := context.WithCancel(context.Background())
-	cancel()
-	n.stop(stopped)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.running != nil {
+		_ = n.running.Signal(syscall.SIGKILL) // an error means that it has ended
+		<-n.running.Done()
+	}
 }
 
 // replace makes p the node's process. The CPU time of the one before, which has ended, goes into the sum.
@@ -301,9 +305,7 @@ func (n *node) stop(ctx context.Context) {
 	if p == nil || ended(p) {
 		return
 	}
-	if ctx.Err() == nil {
-		_ = p.Signal(syscall.SIGTERM)
-	}
+	_ = p.Signal(syscall.SIGTERM)
 	select {
 	case <-p.Done():
 	case <-ctx.Done():

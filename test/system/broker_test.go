@@ -31,6 +31,9 @@ var brokers = map[string]func(testing.TB) broker{
 	"apache": newApacheBroker,
 }
 
+// postgresFor runs the oldest supported PostgreSQL beside one kind of broker and the newest beside the other.
+var postgresFor = map[string]string{"kfake": "15", "apache": "18"}
+
 // apacheBroker is a real Apache Kafka.
 type apacheBroker struct{ *kafka.Apache }
 

@@ -11,12 +11,8 @@ import (
 func TestEveryCommittedEventArrivesOnce(t *testing.T) {
 	for name, start := range brokers {
 		t.Run(name, func(t *testing.T) {
-			version := "15"
-			if name == "apache" {
-				version = "18"
-			}
 			b := start(t)
-			p := deploy(t, deployment{servers: 2, relays: 2, broker: b, version: version})
+			p := deploy(t, deployment{servers: 2, relays: 2, broker: b, version: postgresFor[name], lease: steadyTTL})
 			s := openShop(t, p, b, 40)
 			tally := s.work(orders.Workload{
 				Callers: 16, Transactions: 3000, Aggregates: 40, Rollback: 0.1, MaxEvents: 4, MaxPayload: 2000,

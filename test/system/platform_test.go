@@ -19,8 +19,12 @@ import (
 // sourceName is the service's name at the platform.
 const sourceName = "shop"
 
-// leaseTTL is shorter than the default so that takeovers come quickly.
-const leaseTTL = 3 * time.Second
+const (
+	// leaseTTL is shorter than the default, so that takeovers come quickly.
+	leaseTTL = 3 * time.Second
+	// steadyTTL is so long that even on a busy machine no relay loses a shard by chance.
+	steadyTTL = 30 * time.Second
+)
 
 // platform is a deployment: a PostgreSQL of its own, servers and relays as processes.
 type platform struct {
@@ -35,7 +39,8 @@ type platform struct {
 type deployment struct {
 	servers, relays int
 	broker          broker
-	version         string // of PostgreSQL; empty: the newest
+	lease           time.Duration // of the relays
+	version         string        // of PostgreSQL; empty: the newest
 }
 
 // deploy starts everything, registers the source and returns when the platform serves.
@@ -54,7 +59,7 @@ func deploy(t testing.TB, d deployment) *platform {
 		p.servers = append(p.servers, p.server(dir, i))
 	}
 	for i := range d.relays {
-		p.relays = append(p.relays, p.relay(dir, i, d.broker))
+		p.relays = append(p.relays, p.relay(dir, i, d))
 	}
 	t.Cleanup(p.checkLogs)
 	for _, s := range append(p.servers, p.relays...) {
@@ -93,13 +98,13 @@ func (p *platform) server(dir string, i int) *service {
 	}
 }
 
-func (p *platform) relay(dir string, i int, b broker) *service {
+func (p *platform) relay(dir string, i int, d deployment) *service {
 	http := local(freePort(p.t))
 	name := fmt.Sprintf("relay-%d", i)
 	return &service{
 		t: p.t, name: name, address: http, log: filepath.Join(dir, name+".log"), args: []string{"relay"},
-		env: p.environment("OUTBOX_RELAY_HTTP_LISTEN="+http, "OUTBOX_KAFKA_BROKERS="+b.Bootstrap(),
-			"OUTBOX_RELAY_LEASE_TTL="+leaseTTL.String()),
+		env: p.environment("OUTBOX_RELAY_HTTP_LISTEN="+http, "OUTBOX_KAFKA_BROKERS="+d.broker.Bootstrap(),
+			"OUTBOX_RELAY_LEASE_TTL="+d.lease.String()),
 	}
 }
 

@@ -30,7 +30,7 @@ func TestRefusedRecord(t *testing.T) {
 	for name, start := range brokers {
 		t.Run(name, func(t *testing.T) {
 			b := start(t)
-			p := deploy(t, deployment{servers: 1, relays: 1, broker: b})
+			p := deploy(t, deployment{servers: 1, relays: 1, broker: b, lease: steadyTTL})
 			if err := b.CreateTopic(t.Context(), smallTopic, 3, nil); err != nil {
 				t.Fatal(err)
 			}
