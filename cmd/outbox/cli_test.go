@@ -115,7 +115,7 @@ func TestWrongUsage(t *testing.T) {
 	}{
 		"no command":        {nil, "expected one of"},
 		"unknown command":   {[]string{"serve"}, "unexpected argument serve"},
-		"unknown flag":      {[]string{"shard", "list", "--adress", "x"}, "See 'outbox shard list --help'"},
+		"unknown flag":      {[]string{"shard", "list", "--addr", "x"}, "See 'outbox shard list --help'"},
 		"missing argument":  {[]string{"source", "get"}, "<name>"},
 		"missing reason":    {[]string{"source", "delete", "orders"}, "--reason"},
 		"bad output":        {[]string{"shard", "list", "-o", "xml"}, "must be one of"},

@@ -57,10 +57,8 @@ func (c *completeCmd) Run(s streams, parser *kong.Kong) error {
 	if len(words) > 0 && words[0] == "--" {
 		words = words[1:]
 	}
-	for _, candidate := range complete(parser.Model.Node, words) {
-		fmt.Fprintln(s.out, candidate)
-	}
-	return nil
+	_, err := fmt.Fprint(s.out, strings.Join(append(complete(parser.Model.Node, words), ""), "\n"))
+	return err
 }
 
 // complete returns what the last of the words may become, below the command that the words before it select.

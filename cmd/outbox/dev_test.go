@@ -84,7 +84,6 @@ func TestDev(t *testing.T) {
 	if r := outbox(t, "", "shard", "list", "--address", api); r.code != exitOK || strings.Count(r.out, "\n") != 17 {
 		t.Errorf("shard list: %+v", r)
 	}
-	store := fieldOf(p, "store")
 	metricsAreDocumented(t, regexp.MustCompile(`http://[^ ]+`).FindString(p.await(endLimit, "(JSON")))
 
 	// Ctrl-C is clean, and everything that was committed has arrived.
@@ -104,7 +103,7 @@ func TestDev(t *testing.T) {
 	// The second start finds its data: what is on Kafka stays, and the store is sound.
 	again := start(t, nil, append(args, "--stop-after", "10")...)
 	again.await(devLimit, "ready")
-	store = fieldOf(again, "store")
+	store := fieldOf(again, "store")
 	if r := outbox(t, "", "verify", "--store-dsn", store); r.code != exitOK || !strings.Contains(r.out, "no violation") {
 		t.Errorf("verify: %+v", r)
 	}
@@ -132,7 +131,7 @@ func TestDevAsOrdinaryUser(t *testing.T) {
 	}
 	uid, _ := strconv.Atoi(nobody.Uid)
 	gid, _ := strconv.Atoi(nobody.Gid)
-	home, err := os.MkdirTemp("/var/tmp", "outbox-dev-")
+	home, err := os.MkdirTemp("/var/tmp", "outbox-dev-") //nolint:usetesting // others must be able to enter it
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"log/slog"
 	"maps"
 	"time"
@@ -68,6 +67,3 @@ func (k kafkaSettings) config(log *slog.Logger, registerer prometheus.Registerer
 	}
 	return config, nil
 }
-
-// describe names the cluster in a log line.
-func (k kafkaSettings) describe() string { return fmt.Sprint(k.Brokers) }
