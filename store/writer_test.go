@@ -127,40 +127,28 @@ func readLog(t testing.TB, st *store.Store) map[store.Key]*logged {
 	}
 	defer r.Close(t.Context()) //nolint:errcheck // nothing depends on it
 	found := map[store.Key]*logged{}
-	cursors := cursorsAtStart(st)
-	for {
-		segments, err := r.Read(t.Context(), cursors, 64)
-		if err != nil {
+	segments := readAll(t, r, st)
+	for i := range segments {
+		s := &segments[i]
+		if err := s.Records(func(rec *store.Record) bool {
+			l := found[rec.Key]
+			if l == nil {
+				l = &logged{}
+				found[rec.Key] = l
+			}
+			l.shards = l.shards.Add(s.Shard)
+			if rec.IsDecision {
+				l.decisions = append(l.decisions, rec.State)
+			} else {
+				l.events = append(l.events, rec.Event)
+				l.published = rec.State == store.Committed
+			}
+			return true
+		}); err != nil {
 			t.Fatal(err)
 		}
-		if len(segments) == 0 {
-			if h := r.Horizon(); h.Held == 0 {
-				return found
-			}
-			continue
-		}
-		for i := range segments {
-			s := &segments[i]
-			cursors[s.Shard].Position = s.Position
-			if err := s.Records(func(rec *store.Record) bool {
-				l := found[rec.Key]
-				if l == nil {
-					l = &logged{}
-					found[rec.Key] = l
-				}
-				l.shards = l.shards.Add(s.Shard)
-				if rec.IsDecision {
-					l.decisions = append(l.decisions, rec.State)
-				} else {
-					l.events = append(l.events, rec.Event)
-					l.published = rec.State == store.Committed
-				}
-				return true
-			}); err != nil {
-				t.Fatal(err)
-			}
-		}
 	}
+	return found
 }
 
 func cursorsAtStart(st *store.Store) []store.Cursor {
@@ -429,9 +417,13 @@ func TestLogOrderIsPrepareOrder(t *testing.T) {
 	}
 }
 
-// readAll reads until nothing is left, in order.
+// readAll reads everything that was committed when it began, in order.
 func readAll(t testing.TB, r *store.Reader, st *store.Store) (found []store.Segment) {
 	t.Helper()
+	var until uint64
+	if err := r.Conn().QueryRow(t.Context(), `SELECT pg_snapshot_xmax(pg_current_snapshot())`).Scan(&until); err != nil {
+		t.Fatal(err)
+	}
 	cursors := cursorsAtStart(st)
 	for {
 		segments, err := r.Read(t.Context(), cursors, 3)
@@ -445,7 +437,7 @@ func readAll(t testing.TB, r *store.Reader, st *store.Store) (found []store.Segm
 			cursors[s.Shard].Position = s.Position
 		}
 		found = append(found, segments...)
-		if len(segments) == 0 && r.Horizon().Held == 0 {
+		if len(segments) == 0 && r.Horizon().XID >= until {
 			return found
 		}
 	}
