@@ -21,6 +21,8 @@ type broker interface {
 	CreateTopic(ctx context.Context, name string, partitions int, configs map[string]string) error
 	// kill ends it with SIGKILL.
 	kill()
+	// signal stops it in the middle of whatever it does, or lets it go on.
+	signal(syscall.Signal) error
 	// restart starts it again on its data and port and returns when it serves.
 	restart(ctx context.Context) error
 }
@@ -52,6 +54,7 @@ func newApacheBroker(t testing.TB) broker {
 }
 
 func (b apacheBroker) kill()                             { b.Kill(0) }
+func (b apacheBroker) signal(s syscall.Signal) error     { return syscall.Kill(b.PID(0), s) }
 func (b apacheBroker) restart(ctx context.Context) error { return b.Restart(ctx, 0) }
 
 // fakeBroker is a fake one in a process of its own: this test binary, started with roleEnv.
@@ -102,7 +105,8 @@ func (b *fakeBroker) CreateTopic(ctx context.Context, name string, partitions in
 	return kafka.CreateTopic(ctx, b.Bootstrap(), name, partitions, configs)
 }
 
-func (b *fakeBroker) kill() { end(b.t, b.running, syscall.SIGKILL) }
+func (b *fakeBroker) kill()                         { end(b.t, b.running, syscall.SIGKILL) }
+func (b *fakeBroker) signal(s syscall.Signal) error { return b.running.Signal(s) }
 
 func (b *fakeBroker) restart(context.Context) error {
 	self, err := os.Executable()

@@ -2,6 +2,7 @@ package system_test
 
 import (
 	"flag"
+	"syscall"
 	"testing"
 	"time"
 
@@ -97,6 +98,25 @@ func faults(t *testing.T, p *platform, b broker) []fault {
 			p.relays[1].freeze()
 			pause(t, leaseTTL+3*time.Second)
 			p.relays[1].thaw()
+		}},
+		{"a relay sleeps beyond its lease with records under way to a broker that sleeps too", func() {
+			must(b.signal(syscall.SIGSTOP))
+			pause(t, time.Second)
+			p.relays[0].freeze()
+			pause(t, leaseTTL+2*time.Second)
+			// Now what the sleeping relay had sent and what its successor sends are written side by side.
+			must(b.signal(syscall.SIGCONT))
+			pause(t, 2*time.Second)
+			p.relays[0].thaw()
+		}},
+		{"a relay sleeps beyond its lease with records queued for a broker that is away", func() {
+			b.kill()
+			pause(t, time.Second)
+			p.relays[2].freeze()
+			pause(t, leaseTTL+2*time.Second)
+			must(b.restart(t.Context()))
+			pause(t, 2*time.Second)
+			p.relays[2].thaw()
 		}},
 		{"a server sleeps", func() {
 			p.servers[1].freeze()
