@@ -242,7 +242,7 @@ func (r *Relay) startTail(s *shard) {
 		ctx, cancel := context.WithTimeout(ctx, r.cfg.TakeoverTailTimeout)
 		defer cancel()
 		t := tail{shard: strconv.Itoa(int(s.number)) + ":", left: r.cfg.TakeoverTailLimit, enough: cancel}
-		err := r.sink.Tail(ctx, from, t.take)
+		err := r.readTail(ctx, from, &t)
 		return func() {
 			if s.phase != phaseTail {
 				return
@@ -258,12 +258,29 @@ func (r *Relay) startTail(s *shard) {
 	})
 }
 
+// readTail reads until it succeeds or ctx ends, when the cluster is away: nothing can be delivered then anyway.
+func (r *Relay) readTail(ctx context.Context, from map[TopicPartition]int64, t *tail) error {
+	for {
+		err := r.sink.Tail(ctx, from, t.take)
+		if err == nil || t.left == 0 || asSinkError(err).Class != ClassCluster {
+			return err
+		}
+		select {
+		case <-time.After(r.cfg.RetryMin):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
 // tailFrom returns the partitions to look in, and from where.
 func (r *Relay) tailFrom(s *shard) map[TopicPartition]int64 {
 	from := map[TopicPartition]int64{}
 	if s.thaw.n > 0 { // rows that may be delivered but are not in memory: they may go anywhere
 		for tp, offset := range s.offsets {
-			from[tp] = offset
+			if _, known := r.sink.Partition(tp.Topic, []byte{}); known {
+				from[tp] = offset
+			}
 		}
 		return from
 	}
