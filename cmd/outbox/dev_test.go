@@ -205,22 +205,9 @@ func metricsAreDocumented(t *testing.T, base string) {
 
 func metricsPage(t *testing.T, base string) string {
 	t.Helper()
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, base+"/metrics", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	answer, err := http.DefaultClient.Do(request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	body, err := io.ReadAll(answer.Body)
-	_ = answer.Body.Close()
-	http.DefaultClient.CloseIdleConnections()
-	if err != nil {
-		t.Fatal(err)
-	}
+	body := fetch(t, base+"/metrics")
 	kinds := map[string]string{}
-	for _, match := range regexp.MustCompile(`(?m)^# TYPE (\S+) (\S+)$`).FindAllStringSubmatch(string(body), -1) {
+	for _, match := range regexp.MustCompile(`(?m)^# TYPE (\S+) (\S+)$`).FindAllStringSubmatch(body, -1) {
 		kinds[match[1]] = match[2]
 	}
 	var b strings.Builder
@@ -234,8 +221,28 @@ This page is written by a test (` + "`go test ./cmd/outbox -update`" + `).
 | metric | kind | |
 |---|---|---|
 `)
-	for _, match := range regexp.MustCompile(`(?m)^# HELP (outbox_\S+) (.*)$`).FindAllStringSubmatch(string(body), -1) {
+	for _, match := range regexp.MustCompile(`(?m)^# HELP (outbox_\S+) (.*)$`).FindAllStringSubmatch(body, -1) {
 		b.WriteString("| `" + match[1] + "` | " + kinds[match[1]] + " | " + strings.ReplaceAll(match[2], "|", "\\|") + " |\n")
 	}
 	return b.String()
+}
+
+// fetch returns what an HTTP port answers.
+func fetch(t *testing.T, url string) string {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer http.DefaultClient.CloseIdleConnections()
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err.Error()
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return err.Error()
+	}
+	return string(body)
 }

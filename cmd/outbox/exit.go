@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -58,16 +59,23 @@ func explain(err error) error {
 	if errors.Is(err, context.Canceled) {
 		return errors.New("interrupted")
 	}
-	s, ok := status.FromError(err)
-	if !ok || s.Code() == codes.OK {
+	var answer interface {
+		error
+		GRPCStatus() *status.Status
+	}
+	if !errors.As(err, &answer) {
 		return err
 	}
-	text := s.Message()
+	s := answer.GRPCStatus()
+	// What was being done stays in front; "rpc error: code = …" says nothing more.
+	text := strings.TrimSuffix(err.Error(), answer.Error()) + s.Message()
 	for _, detail := range s.Details() {
 		switch d := detail.(type) {
 		case *errdetails.BadRequest:
 			for _, v := range d.GetFieldViolations() {
-				text += fmt.Sprintf("\n  %s: %s", v.GetField(), v.GetDescription())
+				if violation := v.GetField() + ": " + v.GetDescription(); !strings.Contains(text, violation) {
+					text += "\n  " + violation
+				}
 			}
 		case *errdetails.ErrorInfo:
 			text += fmt.Sprintf(" [%s]", d.GetReason())

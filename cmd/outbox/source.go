@@ -133,16 +133,23 @@ func planSource(ctx context.Context, server *api, wanted *outboxv1.Source) (sour
 			return sourcePlan{}, err
 		}
 		p.verb, p.changed = "changed", before != now
+		if !p.changed {
+			p.now = r.GetPrevious()
+		}
 	}
 	p.diff = diff(before, now)
 	return p, nil
 }
 
 func (p sourcePlan) text() string {
-	if !p.changed {
-		return fmt.Sprintf("%s %s (revision %d)\n", p.wanted.GetName(), p.outcome, p.now.GetRevision())
+	switch p.outcome {
+	case "unchanged":
+		return fmt.Sprintf("%s unchanged (revision %d)\n", p.wanted.GetName(), p.now.GetRevision())
+	case p.verb:
+		return fmt.Sprintf("%s%s %s (revision %d)\n", p.diff, p.wanted.GetName(), p.outcome, p.now.GetRevision())
+	default:
+		return fmt.Sprintf("%s%s %s\n", p.diff, p.wanted.GetName(), p.outcome)
 	}
-	return fmt.Sprintf("%s%s %s (revision %d)\n", p.diff, p.wanted.GetName(), p.outcome, p.now.GetRevision())
 }
 
 type sourceListCmd struct {
