@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	collectorv1 "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/encoding/protojson"
 
@@ -232,21 +234,47 @@ func TestAccessLog(t *testing.T) {
 	}
 }
 
-// A collector that is away costs nothing but a warning.
+// collector is an OTLP collector that counts spans by name.
+type collector struct {
+	collectorv1.UnimplementedTraceServiceServer
+	names chan string
+}
+
+func (c *collector) Export(_ context.Context, req *collectorv1.ExportTraceServiceRequest) (*collectorv1.ExportTraceServiceResponse, error) {
+	for _, r := range req.GetResourceSpans() {
+		for _, s := range r.GetScopeSpans() {
+			for _, span := range s.GetSpans() {
+				c.names <- span.GetName()
+			}
+		}
+	}
+	return &collectorv1.ExportTraceServiceResponse{}, nil
+}
+
+// Unary calls are traced, sessions are not; what is left is sent when the server stops.
 func TestTracing(t *testing.T) {
+	c := &collector{names: make(chan string, 16)}
+	g := grpc.NewServer()
+	collectorv1.RegisterTraceServiceServer(g, c)
 	l := freeListener(t)
-	opts, end, err := newTracing(t.Context(), l.Addr().String())
-	if err != nil || len(opts) != 1 {
-		t.Fatalf("%v, %v", opts, err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-	defer cancel()
-	_ = end(ctx)
+	go func() { _ = g.Serve(l) }() // it ends with Stop
+	t.Cleanup(g.Stop)
 	r := startWithout(t, newMemoryWriter(t), func(c *Config) { c.OTLPEndpoint = l.Addr().String() })
-	if _, err := r.client.Prepare(t.Context(), newPrepare("orders")); err != nil {
-		t.Fatal(err)
-	}
 	s := openSession(t, t.Context(), r.client, hello("orders"))
 	sendCalls(t, s, callPrepareOf(1, newPrepare("orders")))
 	receiveResults(t, s, 1)
+	if _, err := r.client.Prepare(t.Context(), newPrepare("orders")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	r.stop()
+	if err := <-r.done; err != nil {
+		t.Fatal(err)
+	}
+	r.done <- nil
+	if name := <-c.names; name != "outbox.v1.OutboxService/Prepare" || len(c.names) != 0 {
+		t.Errorf("span %q and %d more", name, len(c.names))
+	}
 }

@@ -102,7 +102,7 @@ func (s *Server) newGRPC(reg *prometheus.Registry) error {
 	if err != nil {
 		return err
 	}
-	tracing, end, err := newTracing(context.Background(), s.cfg.OTLPEndpoint)
+	tracing, end, err := newTracing(context.Background(), s.cfg.OTLPEndpoint, s.log)
 	if err != nil {
 		return err
 	}

@@ -278,7 +278,7 @@ func (s *session) answer(c *call, a store.Answer) {
 	}
 	// The session is gone: nobody will hear it, and its source may be gone too.
 	if c.outcome(a.Err) == nil && askable(c) {
-		s.server.sessions.broke(s, []InDoubt{{Key: c.request.Key, Database: c.database}})
+		s.server.sessions.broke(s, []store.Parked{{Key: c.request.Key, Database: &c.database}})
 	}
 }
 
@@ -408,9 +408,9 @@ func (s *session) close() {
 			s.remember(c, left[i].answer.Err)
 		}
 	}
-	inDoubt := make([]InDoubt, 0, len(s.undecided))
+	inDoubt := make([]store.Parked, 0, len(s.undecided))
 	for id, d := range s.undecided {
-		inDoubt = append(inDoubt, InDoubt{Key: store.Key{Source: s.source.ID, Transaction: id}, Database: d})
+		inDoubt = append(inDoubt, store.Parked{Key: store.Key{Source: s.source.ID, Transaction: id}, Database: &d})
 	}
 	questions := s.questions
 	s.questions, s.undecided = nil, nil

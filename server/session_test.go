@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -227,18 +228,26 @@ func TestSessionSlowReader(t *testing.T) {
 	<-stuck
 }
 
+// broken is one SessionBroke.
+type broken struct {
+	source, instance string
+	undecided        []store.Parked
+}
+
 // watcher keeps what it is told.
 type watcher struct {
 	opened chan string
-	broke  chan SessionBreak
+	broke  chan broken
 }
 
 func newWatcher() *watcher {
-	return &watcher{opened: make(chan string, 16), broke: make(chan SessionBreak, 16)}
+	return &watcher{opened: make(chan string, 16), broke: make(chan broken, 16)}
 }
 
 func (w *watcher) SessionOpened(source string, _ []string) { w.opened <- source }
-func (w *watcher) SessionBroke(b SessionBreak)             { w.broke <- b }
+func (w *watcher) SessionBroke(source, instance string, undecided []store.Parked) {
+	w.broke <- broken{source, instance, undecided}
+}
 
 // A session that breaks reports what it prepared and did not hear the end of, and nothing else.
 func TestSessionBreakReportsUndecided(t *testing.T) {
@@ -261,8 +270,8 @@ func TestSessionBreakReportsUndecided(t *testing.T) {
 	receiveResults(t, s, 2)
 	cancel()
 	b := <-w.broke
-	if b.Source != "orders" || b.Instance != "pod-1" || len(b.Undecided) != 1 ||
-		b.Undecided[0].Key.Transaction != store.TransactionID(undecided.GetTransactionId()) || b.Undecided[0].Database.XID != 700 {
+	if b.source != "orders" || b.instance != "pod-1" || len(b.undecided) != 1 ||
+		b.undecided[0].Key.Transaction != store.TransactionID(undecided.GetTransactionId()) || b.undecided[0].Database.XID != 700 {
 		t.Fatalf("broke: %+v", b)
 	}
 }
@@ -282,7 +291,7 @@ func TestLateAnswerIsReported(t *testing.T) {
 	cancel()
 	storetest.Eventually(t, 5*time.Second, func() bool { return metric(t, r, "outbox_sessions") == 0 })
 	req.Done(req, store.Answer{Shards: 1})
-	if b := <-w.broke; len(b.Undecided) != 1 || b.Undecided[0].Key != req.Key {
+	if b := <-w.broke; len(b.undecided) != 1 || b.undecided[0].Key != req.Key {
 		t.Fatalf("broke: %+v", b)
 	}
 }
@@ -339,7 +348,7 @@ func TestAsk(t *testing.T) {
 	r := start(t)
 	r.register(t, "orders")
 	r.register(t, "payments")
-	ask := func(t *testing.T, source, database string, ids ...[]byte) ([]Verdict, error) {
+	ask := func(t *testing.T, source, database string, ids ...[]byte) ([]*outboxv1.SessionRequest_CheckAnswer, error) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
@@ -380,7 +389,7 @@ func TestAsk(t *testing.T) {
 			t.Fatalf("%v, %v", got, err)
 		}
 		for _, v := range got {
-			if v.GetOutcome() != saysCommitted || v.GetEvidence() == "" || v.Instance != "pod-1" {
+			if v.GetOutcome() != saysCommitted || !strings.Contains(v.GetEvidence(), `"timeline":"1"`) || !strings.Contains(v.GetEvidence(), `"instance":"pod-1"`) {
 				t.Errorf("verdict %v", v)
 			}
 		}
@@ -390,7 +399,7 @@ func TestAsk(t *testing.T) {
 		open(t, "orders", "answering", saying(saysAborted, ""))
 		for range 2 { // whoever is first
 			got, err := ask(t, "orders", "default", newID())
-			if err != nil || len(got) != 1 || got[0].GetOutcome() != saysAborted || got[0].Instance != "answering" {
+			if err != nil || len(got) != 1 || got[0].GetOutcome() != saysAborted || !strings.Contains(got[0].GetEvidence(), `"answering"`) {
 				t.Fatalf("%v, %v", got, err)
 			}
 		}
@@ -433,16 +442,23 @@ func TestAsk(t *testing.T) {
 			return []*outboxv1.SessionRequest_CheckAnswers{
 				a(q.GetQuestionId()+77, asked, saysCommitted, ""), // no such question
 				a(q.GetQuestionId(), newID(), saysCommitted, ""),  // not asked for
-				a(q.GetQuestionId(), asked, 99, ""),               // no such outcome
-				a(q.GetQuestionId(), asked, saysAborted, "[1]"),   // no JSON object
+				a(q.GetQuestionId(), asked, saysAborted, `{"n":1,"big":1e99999,"deep":{"x":1},"nul":"a\u0000b\ud800","ok":true}`),
 			}
 		})
 		got, err := ask(t, "orders", "default", asked)
-		if err != nil || len(got) != 1 || got[0].GetOutcome() != saysAborted || got[0].GetEvidence() != "" {
+		if err != nil || len(got) != 1 || got[0].GetOutcome() != saysAborted ||
+			got[0].GetEvidence() != `{"database":{"n":1,"nul":"ab`+"\ufffd"+`","ok":true},"instance":"pod-1","sdk":"test/1"}` {
 			t.Fatalf("%v, %v", got, err)
 		}
 		if n := metric(t, r, "outbox_stray_check_answers_total"); n < 2 {
 			t.Errorf("%v stray answers, want 2 or more", n)
+		}
+	})
+	t.Run("no such outcome", func(t *testing.T) {
+		open(t, "orders", "pod-1", saying(99, "[1]"))
+		got, err := ask(t, "orders", "default", newID())
+		if err != nil || len(got) != 1 || got[0].GetOutcome() != saysUnknown {
+			t.Fatalf("%v, %v", got, err)
 		}
 	})
 	t.Run("who prepared is asked first", func(t *testing.T) {
@@ -459,7 +475,7 @@ func TestAsk(t *testing.T) {
 		}
 		for range 6 {
 			got, err := ask(t, "orders", "default", id)
-			if err != nil || len(got) != 1 || got[0].Instance != "b" {
+			if err != nil || len(got) != 1 || !strings.Contains(got[0].GetEvidence(), `"instance":"b"`) {
 				t.Fatalf("%v, %v; want b to answer", got, err)
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,47 +15,25 @@ import (
 // ErrNoSession: no live session of the source can answer for the database.
 var ErrNoSession = errors.New("no live session can answer for the source database")
 
-// InDoubt is a prepared transaction whose decision is not known.
-type InDoubt struct {
-	Key      store.Key
-	Database store.DatabaseTransaction
-}
-
-// SessionBreak says that a session has ended, and which transactions that it prepared are still undecided.
-type SessionBreak struct {
-	Source    string
-	Instance  string
-	Undecided []InDoubt
-}
-
 // SessionWatcher is told what becomes of sessions. Its methods are called by goroutines that serve callers: they must
 // not block.
 type SessionWatcher interface {
 	// SessionOpened: a source can answer for these databases now.
 	SessionOpened(source string, databases []string)
-	// SessionBroke: a session has ended with undecided transactions. It may be called more than once for one session:
-	// answers of Prepares that were under way come later.
-	SessionBroke(SessionBreak)
+	// SessionBroke: a session has ended, and these transactions that it prepared are undecided; of each only Key and
+	// Database are set. It may be called more than once for one session: answers of Prepares that were under way come later.
+	SessionBroke(source, instance string, undecided []store.Parked)
 }
 
-// Verdict is what a session answered about one transaction.
-type Verdict struct {
-	*outboxv1.SessionRequest_CheckAnswer
-	Instance string // the instance that answered
-}
-
-// conclusive reports whether the answer ends the question for good.
-func (v Verdict) conclusive() bool {
-	o := v.GetOutcome()
-	return o == outboxv1.SessionRequest_CheckAnswer_OUTCOME_COMMITTED || o == outboxv1.SessionRequest_CheckAnswer_OUTCOME_ABORTED
-}
+// conclusive reports whether an answer ends the question for good.
+func conclusive(a *outboxv1.SessionRequest_CheckAnswer) bool { return rank(a) == 2 }
 
 // rank orders answers by what they tell.
-func (v Verdict) rank() int {
-	switch {
-	case v.conclusive():
+func rank(a *outboxv1.SessionRequest_CheckAnswer) int {
+	switch a.GetOutcome() {
+	case outboxv1.SessionRequest_CheckAnswer_OUTCOME_COMMITTED, outboxv1.SessionRequest_CheckAnswer_OUTCOME_ABORTED:
 		return 2
-	case v.GetOutcome() == outboxv1.SessionRequest_CheckAnswer_OUTCOME_IN_PROGRESS:
+	case outboxv1.SessionRequest_CheckAnswer_OUTCOME_IN_PROGRESS:
 		return 1
 	}
 	return 0
@@ -139,13 +118,13 @@ func (s *Sessions) remove(ses *session) {
 	s.metrics.sessions.Dec()
 }
 
-func (s *Sessions) broke(ses *session, undecided []InDoubt) {
+func (s *Sessions) broke(ses *session, undecided []store.Parked) {
 	s.mu.Lock()
 	w := s.watcher
 	s.mu.Unlock()
 	s.metrics.orphaned.Add(float64(len(undecided)))
 	if w != nil {
-		w.SessionBroke(SessionBreak{Source: ses.source.Name, Instance: ses.instance, Undecided: undecided})
+		w.SessionBroke(ses.source.Name, ses.instance, undecided)
 	}
 }
 
@@ -197,9 +176,10 @@ func (q *question) reply(s *session, answers []*outboxv1.SessionRequest_CheckAns
 // then the others, the next one as soon as one has failed to answer for askPatience. It returns the best answer for each
 // transaction that got one; of several conclusive ones the first. It ends when all are conclusive or in progress, when no
 // session is left to ask, or with ctx; then without an error if there is any answer.
+// The evidence of an answer is a JSON object that PostgreSQL can store: who answered, and what of its own evidence is plain.
 //
 // ErrNoSession: nobody could be asked.
-func (s *Sessions) Ask(ctx context.Context, source, database string, transactions []*outboxv1.SessionResponse_CheckTransaction) ([]Verdict, error) {
+func (s *Sessions) Ask(ctx context.Context, source, database string, transactions []*outboxv1.SessionResponse_CheckTransaction) ([]*outboxv1.SessionRequest_CheckAnswer, error) {
 	transactions = transactions[:min(len(transactions), maxAsked)]
 	q := &question{wanted: make(map[store.TransactionID]struct{}, len(transactions))}
 	for _, t := range transactions {
@@ -218,7 +198,7 @@ func (s *Sessions) Ask(ctx context.Context, source, database string, transaction
 			ses.forget(id)
 		}
 	}()
-	best := make(map[store.TransactionID]Verdict, len(q.wanted))
+	best := make(answers, len(q.wanted))
 	patience := time.NewTimer(0) // the first one is asked at once
 	defer patience.Stop()
 	waiting := make(map[*session]int) // how many answers each still owes
@@ -227,15 +207,15 @@ func (s *Sessions) Ask(ctx context.Context, source, database string, transaction
 		case <-patience.C:
 			candidates = askNext(candidates, q, database, transactions, asked, waiting)
 			if len(waiting) == 0 {
-				return verdicts(best, len(asked))
+				return best.list(len(asked))
 			}
 			if len(candidates) > 0 {
 				patience.Reset(askPatience)
 			}
 		case r := <-q.replies:
 			q.merge(best, r)
-			if settled(best, len(q.wanted)) {
-				return verdicts(best, len(asked))
+			if best.settled(len(q.wanted)) {
+				return best.list(len(asked))
 			}
 			if waiting[r.session] -= len(r.answers); r.gone || waiting[r.session] <= 0 {
 				delete(waiting, r.session)
@@ -243,7 +223,7 @@ func (s *Sessions) Ask(ctx context.Context, source, database string, transaction
 			}
 		case <-ctx.Done():
 			if len(best) > 0 {
-				return verdicts(best, len(asked))
+				return best.list(len(asked))
 			}
 			return nil, ctx.Err()
 		}
@@ -266,36 +246,39 @@ func askNext(candidates []*session, q *question, database string, transactions [
 	return candidates
 }
 
-// merge keeps the best answer for each transaction.
-func (q *question) merge(best map[store.TransactionID]Verdict, r reply) {
+// answers are the best so far.
+type answers map[store.TransactionID]*outboxv1.SessionRequest_CheckAnswer
+
+// merge keeps the best answer for each transaction; of equals the first.
+func (q *question) merge(best answers, r reply) {
 	for _, a := range r.answers {
 		id := store.TransactionID(a.GetTransactionId())
-		v := Verdict{SessionRequest_CheckAnswer: a, Instance: r.session.instance}
-		if old, have := best[id]; !have || v.rank() > old.rank() {
-			best[id] = v
+		if old, have := best[id]; !have || rank(a) > rank(old) {
+			best[id] = a
 		}
 	}
 }
 
-func settled(best map[store.TransactionID]Verdict, wanted int) bool {
+// settled reports whether asking others could not tell more.
+func (best answers) settled(wanted int) bool {
 	if len(best) < wanted {
 		return false
 	}
-	for _, v := range best {
-		if v.rank() == 0 {
+	for _, a := range best {
+		if rank(a) == 0 {
 			return false
 		}
 	}
 	return true
 }
 
-func verdicts(best map[store.TransactionID]Verdict, asked int) ([]Verdict, error) {
+func (best answers) list(asked int) ([]*outboxv1.SessionRequest_CheckAnswer, error) {
 	if asked == 0 {
 		return nil, ErrNoSession
 	}
-	all := make([]Verdict, 0, len(best))
-	for _, v := range best {
-		all = append(all, v)
+	all := make([]*outboxv1.SessionRequest_CheckAnswer, 0, len(best))
+	for _, a := range best {
+		all = append(all, a)
 	}
 	return all, nil
 }
@@ -399,16 +382,40 @@ func (s *session) checkAnswers(m *outboxv1.SessionRequest_CheckAnswers) {
 		if _, known := outboxv1.SessionRequest_CheckAnswer_Outcome_name[int32(a.GetOutcome())]; !known {
 			a.Outcome = outboxv1.SessionRequest_CheckAnswer_OUTCOME_UNKNOWN
 		}
-		if a.GetEvidence() != "" && !jsonObject(a.GetEvidence()) {
-			a.Evidence = ""
-		}
+		a.Reason = plainText(a.GetReason())
+		a.Evidence = s.evidence(a.GetEvidence())
 		answers = append(answers, a)
 	}
 	q.reply(s, answers, false)
 }
 
-// jsonObject reports whether text is a JSON object that PostgreSQL can store.
-func jsonObject(text string) bool {
+// evidence makes the evidence of an answer from what the source sent: who answered, and the plain values of its JSON
+// object. Whatever it sent, the result is a JSON object that PostgreSQL can store.
+func (s *session) evidence(sent string) string {
+	kept := map[string]any{}
 	var o map[string]any
-	return json.Unmarshal([]byte(text), &o) == nil && o != nil
+	d := json.NewDecoder(strings.NewReader(sent))
+	d.UseNumber()
+	if d.Decode(&o) == nil {
+		for k, v := range o {
+			switch v := v.(type) {
+			case bool:
+				kept[plainText(k)] = v
+			case string:
+				kept[plainText(k)] = plainText(v)
+			case json.Number:
+				if n, err := v.Int64(); err == nil {
+					kept[plainText(k)] = n
+				}
+			}
+		}
+	}
+	b, err := json.Marshal(map[string]any{"instance": plainText(s.instance), "sdk": plainText(s.sdk), "database": kept})
+	if err != nil {
+		return "{}" // such values can always be encoded
+	}
+	return string(b)
 }
+
+// plainText is text without NUL, which PostgreSQL cannot store.
+func plainText(text string) string { return strings.ReplaceAll(text, "\x00", "") }
