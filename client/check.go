@@ -122,6 +122,13 @@ func (c *Client) databaseNames() []string {
 	return names
 }
 
+// databasesChanged tells whether there are other databases than when there were so many. None is ever taken away.
+func (c *Client) databasesChanged(known int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.databases) != known
+}
+
 // keepRunning runs a database's upkeep and starts it again when it fails.
 func (c *Client) keepRunning(name string, db Database) {
 	delays := c.retryDelays()

@@ -2,7 +2,9 @@ package client_test
 
 import (
 	"context"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -65,15 +67,36 @@ func TestCheckBack(t *testing.T) {
 	}
 	p.Wait(t, "the old session to end", func() bool { return p.Sessions() == 1 })
 
-	// A database that panics answers nothing, and the next question is answered again.
-	calm := db.check
-	db.check = func(txs []client.CheckTransaction) []client.Verdict {
-		db.check = calm
-		panic("broken") //nolint:forbidigo // on purpose
-	}
-	c2 := newClient(t, p, nil)
-	connected(t, c2)
 	p.Wait(t, "the upkeep to start again", func() bool { return len(db.runs) == 1 })
+}
+
+// TestCheckBackWithoutAnAnswer: a database that panics, or that is not registered, answers nothing, and the session goes on.
+func TestCheckBackWithoutAnAnswer(t *testing.T) {
+	p := fakeplatform.Start(t)
+	c := newClient(t, p, nil)
+	var asked atomic.Int32
+	db := &database{check: func(txs []client.CheckTransaction) []client.Verdict {
+		if asked.Add(1) == 1 {
+			panic("broken") //nolint:forbidigo // on purpose
+		}
+		return []client.Verdict{{ID: txs[0].ID, Outcome: client.OutcomeUnknown, Evidence: strings.Repeat("x", 5000)}}
+	}}
+	if err := c.RegisterDatabase("", db); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.RegisterDatabase("second", db); err != nil { // while the session is being opened
+		t.Fatal(err)
+	}
+	id, _ := prepare(t, c, "1", "a")
+	q := p.Transaction(id).Question()
+	p.Wait(t, "both names", func() bool { return slices.Contains(p.Databases(), "second") && p.Sessions() == 1 })
+	p.AskWithoutWaiting(t, "default", q)
+	p.Wait(t, "the panic", func() bool { return asked.Load() == 1 })
+	p.AskWithoutWaiting(t, "unheard of", q)
+	answers := p.Ask(t, "default", q)
+	if len(answers) != 1 || answers[0].GetEvidence() != "" {
+		t.Errorf("%v", answers)
+	}
 }
 
 func TestOutcomeNames(t *testing.T) {

@@ -39,8 +39,6 @@ const (
 	// maxMessageBytes and maxMessageCalls bound the calls that are put into one message. A larger call travels alone.
 	maxMessageBytes = 512 << 10
 	maxMessageCalls = 1024
-	// overdueEvery is how often open calls are looked through for answers that never came.
-	overdueEvery = 5 * time.Second
 )
 
 // errNoSessions sends a call to the unary path.
@@ -178,7 +176,7 @@ func (s *session) run(ctx context.Context) {
 
 // watch returns when the stream ended or another one should take its place.
 func (s *session) watch(ctx context.Context, st *stream) {
-	tick := time.NewTicker(overdueEvery)
+	tick := time.NewTicker(s.c.cfg.CallTimeout)
 	defer tick.Stop()
 	for {
 		select {
@@ -189,6 +187,7 @@ func (s *session) watch(ctx context.Context, st *stream) {
 		case <-st.replace:
 			return
 		case <-tick.C:
+			// An answer that never came: the caller of a synchronous call has given up long ago, a Commit has nobody else.
 			s.mu.Lock()
 			if st.overdue(time.Now().Add(-3 * s.c.cfg.CallTimeout)) {
 				st.end(errStalled)
@@ -277,6 +276,9 @@ func (s *session) opened(st *stream) {
 	}
 	st.poke()
 	s.mu.Unlock()
+	if s.c.databasesChanged(st.databases) {
+		st.askReplace() // registered between Hello and now
+	}
 	s.c.linkChanged()
 	s.c.cfg.Logger.Info("session open", "source", s.c.cfg.Source, "server", st.server)
 }
@@ -291,6 +293,9 @@ func (s *session) ended(st *stream, err error) {
 		}
 	}
 	st.open = nil
+	if st.grace != nil {
+		st.grace.Stop()
+	}
 	slices.SortFunc(open, func(a, b *call) int { return int(b.id - a.id) }) // newest first: each goes before the one before
 	for _, cl := range open {
 		cl.stream = nil

@@ -423,3 +423,28 @@ func TestContradictionRaisesTheAlarm(t *testing.T) {
 	p.Wait(t, "the alarm", func() bool { return slices.Contains(a.kinds(), client.AlarmContradiction) })
 	prepare(t, c, "1", "the session lives")
 }
+
+// TestAnswerThatNeverComes: a live session whose server has forgotten a call is broken off, and the call sent again.
+func TestAnswerThatNeverComes(t *testing.T) {
+	p := fakeplatform.Start(t)
+	c := newClient(t, p, func(cfg *client.Config) { cfg.CallTimeout = 50 * time.Millisecond })
+	id, token := prepare(t, c, "1", "a")
+	var n atomic.Int32
+	p.SetFault(func(call fakeplatform.Call) fakeplatform.Fault {
+		return fakeplatform.Fault{LoseAnswer: call.Name == "commit" && n.Add(1) == 1}
+	})
+	done := make(chan error, 1)
+	c.CommitLater(id, token, func(err error) { done <- err })
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if n.Load() != 2 {
+		t.Errorf("%d commits", n.Load())
+	}
+}
+
+func TestLinkNames(t *testing.T) {
+	if s := fmt.Sprint(client.LinkConnecting, client.LinkUp, client.LinkDown); s != "connecting up down" {
+		t.Error(s)
+	}
+}

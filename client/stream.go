@@ -27,6 +27,8 @@ type stream struct {
 	server string
 	limit  int // calls that may be open
 
+	databases int // that Hello named
+
 	wake    chan struct{} // something to send, or less open
 	replace chan struct{} // another stream should take this one's place
 	done    chan struct{} // ended; its calls are back in the queue
@@ -69,9 +71,8 @@ func (s *session) connect(ctx context.Context) (*stream, *Error) {
 	if err != nil {
 		return fail(conn, err)
 	}
-	hello := &outboxv1.SessionRequest_Hello{
-		Source: cfg.Source, Instance: cfg.Instance, Sdk: Version, Databases: s.c.databaseNames(),
-	}
+	names := s.c.databaseNames()
+	hello := &outboxv1.SessionRequest_Hello{Source: cfg.Source, Instance: cfg.Instance, Sdk: Version, Databases: names}
 	err = gs.SendMsg(&outboxv1.SessionRequest{Request: &outboxv1.SessionRequest_Hello_{Hello: hello}})
 	if err != nil && !errors.Is(err, io.EOF) { // EOF: RecvMsg says why
 		return fail(conn, err)
@@ -92,7 +93,7 @@ func (s *session) connect(ctx context.Context) (*stream, *Error) {
 	st := &stream{
 		s: s, conn: conn, grpc: gs, ctx: ctx, cancel: cancel, server: welcome.GetServer(), limit: limits.OpenCalls,
 		wake: make(chan struct{}, 1), replace: make(chan struct{}, 1), done: make(chan struct{}),
-		opened: time.Now(), open: make(map[uint64]*call),
+		opened: time.Now(), open: make(map[uint64]*call), databases: len(names),
 	}
 	s.c.stats.sessions.Add(1)
 	s.c.wg.Go(st.sendLoop)

@@ -104,6 +104,12 @@ func TestLaterTransactionsSpillToo(t *testing.T) {
 		t.Run(string(level), func(t *testing.T) {
 			w := newWorld(t, options{config: brisk, upkeep: pgxoutbox.Upkeep{DrainInterval: time.Hour}})
 			ctx := t.Context()
+			w.p.SetFault(func(call fakeplatform.Call) fakeplatform.Fault { // nothing is drained
+				if call.Name == "publish" {
+					return fakeplatform.Fault{Err: fakeplatform.Error(codes.Internal, "INTERNAL", 0, nil)}
+				}
+				return fakeplatform.Fault{}
+			})
 			// The first statement of this transaction sees a database in which nothing is spilled.
 			o := pgxoutbox.Options{TxOptions: pgx.TxOptions{IsoLevel: level}}
 			err := pgxoutbox.InTx(ctx, w.pool, w.c, o, func(tx *pgxoutbox.Tx) error {

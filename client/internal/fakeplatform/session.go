@@ -2,6 +2,7 @@ package fakeplatform
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -217,17 +218,47 @@ func (p *Platform) Ask(tb testing.TB, database string, txs ...*outboxv1.SessionR
 	tb.Helper()
 	var s *fakeSession
 	p.Wait(tb, "a session that answers for "+database, func() bool {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		for c := range p.sessions {
-			for _, d := range c.hello.GetDatabases() {
-				if d == database {
-					s = c
-				}
-			}
-		}
+		s = p.session(database)
 		return s != nil
 	})
+	answer := s.ask(tb, database, txs)
+	t := time.NewTimer(20 * time.Second)
+	defer t.Stop()
+	select {
+	case a := <-answer:
+		return a.GetAnswers()
+	case <-s.ctx.Done():
+		tb.Fatal("the session ended before it answered")
+	case <-t.C:
+		tb.Fatal("no answer to a check-back question")
+	}
+	return nil
+}
+
+// AskWithoutWaiting asks any session, also about a database that it does not answer for.
+func (p *Platform) AskWithoutWaiting(tb testing.TB, database string, txs ...*outboxv1.SessionResponse_CheckTransaction) {
+	tb.Helper()
+	s := p.session("")
+	if s == nil {
+		tb.Fatal("no session is open")
+	}
+	s.ask(tb, database, txs)
+}
+
+// session returns a session that answers for a database; empty: any.
+func (p *Platform) session(database string) *fakeSession {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for s := range p.sessions {
+		if database == "" || slices.Contains(s.hello.GetDatabases(), database) {
+			return s
+		}
+	}
+	return nil
+}
+
+func (s *fakeSession) ask(tb testing.TB, database string, txs []*outboxv1.SessionResponse_CheckTransaction) <-chan *outboxv1.SessionRequest_CheckAnswers {
+	tb.Helper()
 	answer := make(chan *outboxv1.SessionRequest_CheckAnswers, 1)
 	s.mu.Lock()
 	s.asked++
@@ -240,17 +271,7 @@ func (p *Platform) Ask(tb testing.TB, database string, txs ...*outboxv1.SessionR
 	if err != nil {
 		tb.Fatalf("asking: %v", err)
 	}
-	t := time.NewTimer(20 * time.Second)
-	defer t.Stop()
-	select {
-	case a := <-answer:
-		return a.GetAnswers()
-	case <-s.ctx.Done():
-		tb.Fatal("the session ended before it answered")
-	case <-t.C:
-		tb.Fatal("no answer to a check-back question")
-	}
-	return nil
+	return answer
 }
 
 // Question makes the question about a stored transaction.
