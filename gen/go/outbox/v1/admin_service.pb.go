@@ -1661,11 +1661,668 @@ func (x *OperateAggregateResponse) GetEvents() int64 {
 	return 0
 }
 
+// ListInDoubtTransactionsRequest asks for a page of in-doubt transactions.
+type ListInDoubtTransactionsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only of this source. Empty: of all.
+	Source string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	// At most so many.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the page before.
+	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListInDoubtTransactionsRequest) Reset() {
+	*x = ListInDoubtTransactionsRequest{}
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListInDoubtTransactionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListInDoubtTransactionsRequest) ProtoMessage() {}
+
+func (x *ListInDoubtTransactionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListInDoubtTransactionsRequest.ProtoReflect.Descriptor instead.
+func (*ListInDoubtTransactionsRequest) Descriptor() ([]byte, []int) {
+	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ListInDoubtTransactionsRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *ListInDoubtTransactionsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListInDoubtTransactionsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListInDoubtTransactionsResponse is a page of in-doubt transactions.
+type ListInDoubtTransactionsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The transactions.
+	Transactions []*InDoubtTransaction `protobuf:"bytes,1,rep,name=transactions,proto3" json:"transactions,omitempty"`
+	// Empty: the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListInDoubtTransactionsResponse) Reset() {
+	*x = ListInDoubtTransactionsResponse{}
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListInDoubtTransactionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListInDoubtTransactionsResponse) ProtoMessage() {}
+
+func (x *ListInDoubtTransactionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListInDoubtTransactionsResponse.ProtoReflect.Descriptor instead.
+func (*ListInDoubtTransactionsResponse) Descriptor() ([]byte, []int) {
+	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ListInDoubtTransactionsResponse) GetTransactions() []*InDoubtTransaction {
+	if x != nil {
+		return x.Transactions
+	}
+	return nil
+}
+
+func (x *ListInDoubtTransactionsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// InDoubtTransaction is an undecided transaction whose events are parked.
+type InDoubtTransaction struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The source's name.
+	Source string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	// Its id, 16 bytes.
+	TransactionId []byte `protobuf:"bytes,2,opt,name=transaction_id,json=transactionId,proto3" json:"transaction_id,omitempty"`
+	// The database transaction that decides.
+	DatabaseTransaction *DatabaseTransaction `protobuf:"bytes,3,opt,name=database_transaction,json=databaseTransaction,proto3" json:"database_transaction,omitempty"`
+	// Type of its first event's aggregate.
+	AggregateType string `protobuf:"bytes,4,opt,name=aggregate_type,json=aggregateType,proto3" json:"aggregate_type,omitempty"`
+	// Id of its first event's aggregate.
+	AggregateId string `protobuf:"bytes,5,opt,name=aggregate_id,json=aggregateId,proto3" json:"aggregate_id,omitempty"`
+	// Since when it is parked.
+	Since *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=since,proto3" json:"since,omitempty"`
+	// Rounds of asking so far.
+	Checks int32 `protobuf:"varint,7,opt,name=checks,proto3" json:"checks,omitempty"`
+	// What was answered last; empty: nothing yet.
+	LastAnswer string `protobuf:"bytes,8,opt,name=last_answer,json=lastAnswer,proto3" json:"last_answer,omitempty"`
+	// When it is asked about next.
+	NextCheckTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=next_check_time,json=nextCheckTime,proto3" json:"next_check_time,omitempty"`
+	// Its own parked events.
+	Events int64 `protobuf:"varint,10,opt,name=events,proto3" json:"events,omitempty"`
+	// Events of the same aggregates that wait behind it.
+	Waiting       int64 `protobuf:"varint,11,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InDoubtTransaction) Reset() {
+	*x = InDoubtTransaction{}
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InDoubtTransaction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InDoubtTransaction) ProtoMessage() {}
+
+func (x *InDoubtTransaction) ProtoReflect() protoreflect.Message {
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InDoubtTransaction.ProtoReflect.Descriptor instead.
+func (*InDoubtTransaction) Descriptor() ([]byte, []int) {
+	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *InDoubtTransaction) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *InDoubtTransaction) GetTransactionId() []byte {
+	if x != nil {
+		return x.TransactionId
+	}
+	return nil
+}
+
+func (x *InDoubtTransaction) GetDatabaseTransaction() *DatabaseTransaction {
+	if x != nil {
+		return x.DatabaseTransaction
+	}
+	return nil
+}
+
+func (x *InDoubtTransaction) GetAggregateType() string {
+	if x != nil {
+		return x.AggregateType
+	}
+	return ""
+}
+
+func (x *InDoubtTransaction) GetAggregateId() string {
+	if x != nil {
+		return x.AggregateId
+	}
+	return ""
+}
+
+func (x *InDoubtTransaction) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *InDoubtTransaction) GetChecks() int32 {
+	if x != nil {
+		return x.Checks
+	}
+	return 0
+}
+
+func (x *InDoubtTransaction) GetLastAnswer() string {
+	if x != nil {
+		return x.LastAnswer
+	}
+	return ""
+}
+
+func (x *InDoubtTransaction) GetNextCheckTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextCheckTime
+	}
+	return nil
+}
+
+func (x *InDoubtTransaction) GetEvents() int64 {
+	if x != nil {
+		return x.Events
+	}
+	return 0
+}
+
+func (x *InDoubtTransaction) GetWaiting() int64 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+// DecideTransactionRequest is an operator's decision.
+type DecideTransactionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The source's name.
+	Source string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	// The transaction's id, 16 bytes.
+	TransactionId []byte `protobuf:"bytes,2,opt,name=transaction_id,json=transactionId,proto3" json:"transaction_id,omitempty"`
+	// STATE_COMMITTED or STATE_ABORTED.
+	Decision Transaction_State `protobuf:"varint,3,opt,name=decision,proto3,enum=outbox.v1.Transaction_State" json:"decision,omitempty"`
+	// Why, and on what proof. Required.
+	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecideTransactionRequest) Reset() {
+	*x = DecideTransactionRequest{}
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecideTransactionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecideTransactionRequest) ProtoMessage() {}
+
+func (x *DecideTransactionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecideTransactionRequest.ProtoReflect.Descriptor instead.
+func (*DecideTransactionRequest) Descriptor() ([]byte, []int) {
+	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *DecideTransactionRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *DecideTransactionRequest) GetTransactionId() []byte {
+	if x != nil {
+		return x.TransactionId
+	}
+	return nil
+}
+
+func (x *DecideTransactionRequest) GetDecision() Transaction_State {
+	if x != nil {
+		return x.Decision
+	}
+	return Transaction_STATE_UNSPECIFIED
+}
+
+func (x *DecideTransactionRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// DecideTransactionResponse answers DecideTransactionRequest.
+type DecideTransactionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The state now.
+	State         Transaction_State `protobuf:"varint,1,opt,name=state,proto3,enum=outbox.v1.Transaction_State" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecideTransactionResponse) Reset() {
+	*x = DecideTransactionResponse{}
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecideTransactionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecideTransactionResponse) ProtoMessage() {}
+
+func (x *DecideTransactionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecideTransactionResponse.ProtoReflect.Descriptor instead.
+func (*DecideTransactionResponse) Descriptor() ([]byte, []int) {
+	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *DecideTransactionResponse) GetState() Transaction_State {
+	if x != nil {
+		return x.State
+	}
+	return Transaction_STATE_UNSPECIFIED
+}
+
+// CheckTransactionRequest names the transaction to ask about.
+type CheckTransactionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The source's name.
+	Source string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	// The transaction's id, 16 bytes.
+	TransactionId []byte `protobuf:"bytes,2,opt,name=transaction_id,json=transactionId,proto3" json:"transaction_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckTransactionRequest) Reset() {
+	*x = CheckTransactionRequest{}
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckTransactionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckTransactionRequest) ProtoMessage() {}
+
+func (x *CheckTransactionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckTransactionRequest.ProtoReflect.Descriptor instead.
+func (*CheckTransactionRequest) Descriptor() ([]byte, []int) {
+	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *CheckTransactionRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *CheckTransactionRequest) GetTransactionId() []byte {
+	if x != nil {
+		return x.TransactionId
+	}
+	return nil
+}
+
+// CheckTransactionResponse is what was answered.
+type CheckTransactionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The best answer; only COMMITTED and ABORTED decide.
+	Outcome SessionRequest_CheckAnswer_Outcome `protobuf:"varint,1,opt,name=outcome,proto3,enum=outbox.v1.SessionRequest_CheckAnswer_Outcome" json:"outcome,omitempty"`
+	// Why it is UNKNOWN, or a note.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What the answer rests on; a JSON object, or empty.
+	Evidence string `protobuf:"bytes,3,opt,name=evidence,proto3" json:"evidence,omitempty"`
+	// Who answered: "check-back" or "direct"; empty: nobody.
+	Method string `protobuf:"bytes,4,opt,name=method,proto3" json:"method,omitempty"`
+	// The transaction's state now.
+	State         Transaction_State `protobuf:"varint,5,opt,name=state,proto3,enum=outbox.v1.Transaction_State" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckTransactionResponse) Reset() {
+	*x = CheckTransactionResponse{}
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckTransactionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckTransactionResponse) ProtoMessage() {}
+
+func (x *CheckTransactionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckTransactionResponse.ProtoReflect.Descriptor instead.
+func (*CheckTransactionResponse) Descriptor() ([]byte, []int) {
+	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *CheckTransactionResponse) GetOutcome() SessionRequest_CheckAnswer_Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return SessionRequest_CheckAnswer_OUTCOME_UNSPECIFIED
+}
+
+func (x *CheckTransactionResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *CheckTransactionResponse) GetEvidence() string {
+	if x != nil {
+		return x.Evidence
+	}
+	return ""
+}
+
+func (x *CheckTransactionResponse) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *CheckTransactionResponse) GetState() Transaction_State {
+	if x != nil {
+		return x.State
+	}
+	return Transaction_STATE_UNSPECIFIED
+}
+
+// ConfirmFailoverRequest names the timeline whose primary is fenced.
+type ConfirmFailoverRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The source's name.
+	Source string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	// The source's database. Empty: "default".
+	Database string `protobuf:"bytes,2,opt,name=database,proto3" json:"database,omitempty"`
+	// The timeline that the old primary wrote.
+	Timeline uint32 `protobuf:"varint,3,opt,name=timeline,proto3" json:"timeline,omitempty"`
+	// How it is known that the old primary is fenced. Required.
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Tell what would be decided, but decide nothing.
+	ValidateOnly  bool `protobuf:"varint,5,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmFailoverRequest) Reset() {
+	*x = ConfirmFailoverRequest{}
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmFailoverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmFailoverRequest) ProtoMessage() {}
+
+func (x *ConfirmFailoverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmFailoverRequest.ProtoReflect.Descriptor instead.
+func (*ConfirmFailoverRequest) Descriptor() ([]byte, []int) {
+	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ConfirmFailoverRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *ConfirmFailoverRequest) GetDatabase() string {
+	if x != nil {
+		return x.Database
+	}
+	return ""
+}
+
+func (x *ConfirmFailoverRequest) GetTimeline() uint32 {
+	if x != nil {
+		return x.Timeline
+	}
+	return 0
+}
+
+func (x *ConfirmFailoverRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ConfirmFailoverRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+// ConfirmFailoverResponse counts what was decided.
+type ConfirmFailoverResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Transactions decided COMMITTED.
+	Committed int64 `protobuf:"varint,1,opt,name=committed,proto3" json:"committed,omitempty"`
+	// Transactions decided ABORTED.
+	Aborted int64 `protobuf:"varint,2,opt,name=aborted,proto3" json:"aborted,omitempty"`
+	// Transactions of that timeline that stay in doubt.
+	Undecided     int64 `protobuf:"varint,3,opt,name=undecided,proto3" json:"undecided,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmFailoverResponse) Reset() {
+	*x = ConfirmFailoverResponse{}
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmFailoverResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmFailoverResponse) ProtoMessage() {}
+
+func (x *ConfirmFailoverResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmFailoverResponse.ProtoReflect.Descriptor instead.
+func (*ConfirmFailoverResponse) Descriptor() ([]byte, []int) {
+	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ConfirmFailoverResponse) GetCommitted() int64 {
+	if x != nil {
+		return x.Committed
+	}
+	return 0
+}
+
+func (x *ConfirmFailoverResponse) GetAborted() int64 {
+	if x != nil {
+		return x.Aborted
+	}
+	return 0
+}
+
+func (x *ConfirmFailoverResponse) GetUndecided() int64 {
+	if x != nil {
+		return x.Undecided
+	}
+	return 0
+}
+
 var File_outbox_v1_admin_service_proto protoreflect.FileDescriptor
 
 const file_outbox_v1_admin_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1doutbox/v1/admin_service.proto\x12\toutbox.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1boutbox/v1/transaction.proto\"\xaf\x04\n" +
+	"\x1doutbox/v1/admin_service.proto\x12\toutbox.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eoutbox/v1/outbox_service.proto\x1a\x1boutbox/v1/transaction.proto\"\xaf\x04\n" +
 	"\x06Source\x126\n" +
 	"\x04name\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,99}$R\x04name\x12A\n" +
 	"\x06topics\x18\x02 \x03(\tB)\xbaH&\x92\x01#\x10\xe8\a\"\x1er\x1c2\x1a^[a-zA-Z0-9._-]{0,249}\\*?$R\x06topics\x12I\n" +
@@ -1781,7 +2438,61 @@ const file_outbox_v1_admin_service_proto_rawDesc = "" +
 	"\foperation_id\x18\x01 \x01(\x03R\voperationId\x12\x12\n" +
 	"\x04done\x18\x02 \x01(\bR\x04done\x12\x18\n" +
 	"\aoutcome\x18\x03 \x01(\tR\aoutcome\x12\x16\n" +
-	"\x06events\x18\x04 \x01(\x03R\x06events*\xa2\x01\n" +
+	"\x06events\x18\x04 \x01(\x03R\x06events\"\x91\x01\n" +
+	"\x1eListInDoubtTransactionsRequest\x12 \n" +
+	"\x06source\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\xff\x01R\x06source\x12$\n" +
+	"\tpage_size\x18\x02 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\"\x8c\x01\n" +
+	"\x1fListInDoubtTransactionsResponse\x12A\n" +
+	"\ftransactions\x18\x01 \x03(\v2\x1d.outbox.v1.InDoubtTransactionR\ftransactions\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xd1\x03\n" +
+	"\x12InDoubtTransaction\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12%\n" +
+	"\x0etransaction_id\x18\x02 \x01(\fR\rtransactionId\x12Q\n" +
+	"\x14database_transaction\x18\x03 \x01(\v2\x1e.outbox.v1.DatabaseTransactionR\x13databaseTransaction\x12%\n" +
+	"\x0eaggregate_type\x18\x04 \x01(\tR\raggregateType\x12!\n" +
+	"\faggregate_id\x18\x05 \x01(\tR\vaggregateId\x120\n" +
+	"\x05since\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
+	"\x06checks\x18\a \x01(\x05R\x06checks\x12\x1f\n" +
+	"\vlast_answer\x18\b \x01(\tR\n" +
+	"lastAnswer\x12B\n" +
+	"\x0fnext_check_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\rnextCheckTime\x12\x16\n" +
+	"\x06events\x18\n" +
+	" \x01(\x03R\x06events\x12\x18\n" +
+	"\awaiting\x18\v \x01(\x03R\awaiting\"\xd8\x01\n" +
+	"\x18DecideTransactionRequest\x12\"\n" +
+	"\x06source\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05 \x01(\xff\x01R\x06source\x12.\n" +
+	"\x0etransaction_id\x18\x02 \x01(\fB\a\xbaH\x04z\x02h\x10R\rtransactionId\x12D\n" +
+	"\bdecision\x18\x03 \x01(\x0e2\x1c.outbox.v1.Transaction.StateB\n" +
+	"\xbaH\a\x82\x01\x04\x18\x02\x18\x03R\bdecision\x12\"\n" +
+	"\x06reason\x18\x04 \x01(\tB\n" +
+	"\xbaH\ar\x05 \x01(\x80\bR\x06reason\"O\n" +
+	"\x19DecideTransactionResponse\x122\n" +
+	"\x05state\x18\x01 \x01(\x0e2\x1c.outbox.v1.Transaction.StateR\x05state\"m\n" +
+	"\x17CheckTransactionRequest\x12\"\n" +
+	"\x06source\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05 \x01(\xff\x01R\x06source\x12.\n" +
+	"\x0etransaction_id\x18\x02 \x01(\fB\a\xbaH\x04z\x02h\x10R\rtransactionId\"\xe3\x01\n" +
+	"\x18CheckTransactionResponse\x12G\n" +
+	"\aoutcome\x18\x01 \x01(\x0e2-.outbox.v1.SessionRequest.CheckAnswer.OutcomeR\aoutcome\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1a\n" +
+	"\bevidence\x18\x03 \x01(\tR\bevidence\x12\x16\n" +
+	"\x06method\x18\x04 \x01(\tR\x06method\x122\n" +
+	"\x05state\x18\x05 \x01(\x0e2\x1c.outbox.v1.Transaction.StateR\x05state\"\xd0\x01\n" +
+	"\x16ConfirmFailoverRequest\x12\"\n" +
+	"\x06source\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05 \x01(\xff\x01R\x06source\x12$\n" +
+	"\bdatabase\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\xff\x01R\bdatabase\x12#\n" +
+	"\btimeline\x18\x03 \x01(\rB\a\xbaH\x04*\x02 \x00R\btimeline\x12\"\n" +
+	"\x06reason\x18\x04 \x01(\tB\n" +
+	"\xbaH\ar\x05 \x01(\x80\bR\x06reason\x12#\n" +
+	"\rvalidate_only\x18\x05 \x01(\bR\fvalidateOnly\"o\n" +
+	"\x17ConfirmFailoverResponse\x12\x1c\n" +
+	"\tcommitted\x18\x01 \x01(\x03R\tcommitted\x12\x18\n" +
+	"\aaborted\x18\x02 \x01(\x03R\aaborted\x12\x1c\n" +
+	"\tundecided\x18\x03 \x01(\x03R\tundecided*\xa2\x01\n" +
 	"\rRecordProfile\x12\x1e\n" +
 	"\x1aRECORD_PROFILE_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aRECORD_PROFILE_CLOUDEVENTS\x10\x01\x12\x1b\n" +
@@ -1797,7 +2508,7 @@ const file_outbox_v1_admin_service_proto_rawDesc = "" +
 	"\x1cAGGREGATE_ACTION_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18AGGREGATE_ACTION_REDRIVE\x10\x01\x12\x19\n" +
 	"\x15AGGREGATE_ACTION_SKIP\x10\x02\x12\x1c\n" +
-	"\x18AGGREGATE_ACTION_DISCARD\x10\x032\xb1\x05\n" +
+	"\x18AGGREGATE_ACTION_DISCARD\x10\x032\xba\b\n" +
 	"\fAdminService\x12L\n" +
 	"\vListSources\x12\x1d.outbox.v1.ListSourcesRequest\x1a\x1e.outbox.v1.ListSourcesResponse\x12F\n" +
 	"\tGetSource\x12\x1b.outbox.v1.GetSourceRequest\x1a\x1c.outbox.v1.GetSourceResponse\x12L\n" +
@@ -1807,7 +2518,11 @@ const file_outbox_v1_admin_service_proto_rawDesc = "" +
 	"ListShards\x12\x1c.outbox.v1.ListShardsRequest\x1a\x1d.outbox.v1.ListShardsResponse\x12j\n" +
 	"\x15ListBlockedAggregates\x12'.outbox.v1.ListBlockedAggregatesRequest\x1a(.outbox.v1.ListBlockedAggregatesResponse\x12X\n" +
 	"\x0fListDeadLetters\x12!.outbox.v1.ListDeadLettersRequest\x1a\".outbox.v1.ListDeadLettersResponse\x12[\n" +
-	"\x10OperateAggregate\x12\".outbox.v1.OperateAggregateRequest\x1a#.outbox.v1.OperateAggregateResponseBN\n" +
+	"\x10OperateAggregate\x12\".outbox.v1.OperateAggregateRequest\x1a#.outbox.v1.OperateAggregateResponse\x12p\n" +
+	"\x17ListInDoubtTransactions\x12).outbox.v1.ListInDoubtTransactionsRequest\x1a*.outbox.v1.ListInDoubtTransactionsResponse\x12^\n" +
+	"\x11DecideTransaction\x12#.outbox.v1.DecideTransactionRequest\x1a$.outbox.v1.DecideTransactionResponse\x12[\n" +
+	"\x10CheckTransaction\x12\".outbox.v1.CheckTransactionRequest\x1a#.outbox.v1.CheckTransactionResponse\x12X\n" +
+	"\x0fConfirmFailover\x12!.outbox.v1.ConfirmFailoverRequest\x1a\".outbox.v1.ConfirmFailoverResponseBN\n" +
 	"\rdev.outbox.v1P\x01Z;github.com/outbox-platform/outbox/gen/go/outbox/v1;outboxv1b\x06proto3"
 
 var (
@@ -1823,75 +2538,103 @@ func file_outbox_v1_admin_service_proto_rawDescGZIP() []byte {
 }
 
 var file_outbox_v1_admin_service_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_outbox_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_outbox_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_outbox_v1_admin_service_proto_goTypes = []any{
-	(RecordProfile)(0),                    // 0: outbox.v1.RecordProfile
-	(FailurePolicy)(0),                    // 1: outbox.v1.FailurePolicy
-	(AggregateAction)(0),                  // 2: outbox.v1.AggregateAction
-	(*Source)(nil),                        // 3: outbox.v1.Source
-	(*SourceDatabase)(nil),                // 4: outbox.v1.SourceDatabase
-	(*ListSourcesRequest)(nil),            // 5: outbox.v1.ListSourcesRequest
-	(*ListSourcesResponse)(nil),           // 6: outbox.v1.ListSourcesResponse
-	(*GetSourceRequest)(nil),              // 7: outbox.v1.GetSourceRequest
-	(*GetSourceResponse)(nil),             // 8: outbox.v1.GetSourceResponse
-	(*ApplySourceRequest)(nil),            // 9: outbox.v1.ApplySourceRequest
-	(*ApplySourceResponse)(nil),           // 10: outbox.v1.ApplySourceResponse
-	(*DeleteSourceRequest)(nil),           // 11: outbox.v1.DeleteSourceRequest
-	(*DeleteSourceResponse)(nil),          // 12: outbox.v1.DeleteSourceResponse
-	(*ListShardsRequest)(nil),             // 13: outbox.v1.ListShardsRequest
-	(*ListShardsResponse)(nil),            // 14: outbox.v1.ListShardsResponse
-	(*Shard)(nil),                         // 15: outbox.v1.Shard
-	(*ListBlockedAggregatesRequest)(nil),  // 16: outbox.v1.ListBlockedAggregatesRequest
-	(*ListBlockedAggregatesResponse)(nil), // 17: outbox.v1.ListBlockedAggregatesResponse
-	(*BlockedAggregate)(nil),              // 18: outbox.v1.BlockedAggregate
-	(*ListDeadLettersRequest)(nil),        // 19: outbox.v1.ListDeadLettersRequest
-	(*ListDeadLettersResponse)(nil),       // 20: outbox.v1.ListDeadLettersResponse
-	(*DeadLetter)(nil),                    // 21: outbox.v1.DeadLetter
-	(*OperateAggregateRequest)(nil),       // 22: outbox.v1.OperateAggregateRequest
-	(*OperateAggregateResponse)(nil),      // 23: outbox.v1.OperateAggregateResponse
-	(*timestamppb.Timestamp)(nil),         // 24: google.protobuf.Timestamp
-	(DatabaseMode)(0),                     // 25: outbox.v1.DatabaseMode
+	(RecordProfile)(0),                      // 0: outbox.v1.RecordProfile
+	(FailurePolicy)(0),                      // 1: outbox.v1.FailurePolicy
+	(AggregateAction)(0),                    // 2: outbox.v1.AggregateAction
+	(*Source)(nil),                          // 3: outbox.v1.Source
+	(*SourceDatabase)(nil),                  // 4: outbox.v1.SourceDatabase
+	(*ListSourcesRequest)(nil),              // 5: outbox.v1.ListSourcesRequest
+	(*ListSourcesResponse)(nil),             // 6: outbox.v1.ListSourcesResponse
+	(*GetSourceRequest)(nil),                // 7: outbox.v1.GetSourceRequest
+	(*GetSourceResponse)(nil),               // 8: outbox.v1.GetSourceResponse
+	(*ApplySourceRequest)(nil),              // 9: outbox.v1.ApplySourceRequest
+	(*ApplySourceResponse)(nil),             // 10: outbox.v1.ApplySourceResponse
+	(*DeleteSourceRequest)(nil),             // 11: outbox.v1.DeleteSourceRequest
+	(*DeleteSourceResponse)(nil),            // 12: outbox.v1.DeleteSourceResponse
+	(*ListShardsRequest)(nil),               // 13: outbox.v1.ListShardsRequest
+	(*ListShardsResponse)(nil),              // 14: outbox.v1.ListShardsResponse
+	(*Shard)(nil),                           // 15: outbox.v1.Shard
+	(*ListBlockedAggregatesRequest)(nil),    // 16: outbox.v1.ListBlockedAggregatesRequest
+	(*ListBlockedAggregatesResponse)(nil),   // 17: outbox.v1.ListBlockedAggregatesResponse
+	(*BlockedAggregate)(nil),                // 18: outbox.v1.BlockedAggregate
+	(*ListDeadLettersRequest)(nil),          // 19: outbox.v1.ListDeadLettersRequest
+	(*ListDeadLettersResponse)(nil),         // 20: outbox.v1.ListDeadLettersResponse
+	(*DeadLetter)(nil),                      // 21: outbox.v1.DeadLetter
+	(*OperateAggregateRequest)(nil),         // 22: outbox.v1.OperateAggregateRequest
+	(*OperateAggregateResponse)(nil),        // 23: outbox.v1.OperateAggregateResponse
+	(*ListInDoubtTransactionsRequest)(nil),  // 24: outbox.v1.ListInDoubtTransactionsRequest
+	(*ListInDoubtTransactionsResponse)(nil), // 25: outbox.v1.ListInDoubtTransactionsResponse
+	(*InDoubtTransaction)(nil),              // 26: outbox.v1.InDoubtTransaction
+	(*DecideTransactionRequest)(nil),        // 27: outbox.v1.DecideTransactionRequest
+	(*DecideTransactionResponse)(nil),       // 28: outbox.v1.DecideTransactionResponse
+	(*CheckTransactionRequest)(nil),         // 29: outbox.v1.CheckTransactionRequest
+	(*CheckTransactionResponse)(nil),        // 30: outbox.v1.CheckTransactionResponse
+	(*ConfirmFailoverRequest)(nil),          // 31: outbox.v1.ConfirmFailoverRequest
+	(*ConfirmFailoverResponse)(nil),         // 32: outbox.v1.ConfirmFailoverResponse
+	(*timestamppb.Timestamp)(nil),           // 33: google.protobuf.Timestamp
+	(DatabaseMode)(0),                       // 34: outbox.v1.DatabaseMode
+	(*DatabaseTransaction)(nil),             // 35: outbox.v1.DatabaseTransaction
+	(Transaction_State)(0),                  // 36: outbox.v1.Transaction.State
+	(SessionRequest_CheckAnswer_Outcome)(0), // 37: outbox.v1.SessionRequest.CheckAnswer.Outcome
 }
 var file_outbox_v1_admin_service_proto_depIdxs = []int32{
 	0,  // 0: outbox.v1.Source.record_profile:type_name -> outbox.v1.RecordProfile
 	1,  // 1: outbox.v1.Source.failure_policy:type_name -> outbox.v1.FailurePolicy
 	4,  // 2: outbox.v1.Source.databases:type_name -> outbox.v1.SourceDatabase
-	24, // 3: outbox.v1.Source.create_time:type_name -> google.protobuf.Timestamp
-	24, // 4: outbox.v1.Source.update_time:type_name -> google.protobuf.Timestamp
-	25, // 5: outbox.v1.SourceDatabase.mode:type_name -> outbox.v1.DatabaseMode
+	33, // 3: outbox.v1.Source.create_time:type_name -> google.protobuf.Timestamp
+	33, // 4: outbox.v1.Source.update_time:type_name -> google.protobuf.Timestamp
+	34, // 5: outbox.v1.SourceDatabase.mode:type_name -> outbox.v1.DatabaseMode
 	3,  // 6: outbox.v1.ListSourcesResponse.sources:type_name -> outbox.v1.Source
 	3,  // 7: outbox.v1.GetSourceResponse.source:type_name -> outbox.v1.Source
 	3,  // 8: outbox.v1.ApplySourceRequest.source:type_name -> outbox.v1.Source
 	3,  // 9: outbox.v1.ApplySourceResponse.source:type_name -> outbox.v1.Source
 	3,  // 10: outbox.v1.ApplySourceResponse.previous:type_name -> outbox.v1.Source
 	15, // 11: outbox.v1.ListShardsResponse.shards:type_name -> outbox.v1.Shard
-	24, // 12: outbox.v1.Shard.lease_until:type_name -> google.protobuf.Timestamp
+	33, // 12: outbox.v1.Shard.lease_until:type_name -> google.protobuf.Timestamp
 	18, // 13: outbox.v1.ListBlockedAggregatesResponse.aggregates:type_name -> outbox.v1.BlockedAggregate
-	24, // 14: outbox.v1.BlockedAggregate.since:type_name -> google.protobuf.Timestamp
+	33, // 14: outbox.v1.BlockedAggregate.since:type_name -> google.protobuf.Timestamp
 	21, // 15: outbox.v1.ListDeadLettersResponse.dead_letters:type_name -> outbox.v1.DeadLetter
-	24, // 16: outbox.v1.DeadLetter.since:type_name -> google.protobuf.Timestamp
+	33, // 16: outbox.v1.DeadLetter.since:type_name -> google.protobuf.Timestamp
 	2,  // 17: outbox.v1.OperateAggregateRequest.action:type_name -> outbox.v1.AggregateAction
-	5,  // 18: outbox.v1.AdminService.ListSources:input_type -> outbox.v1.ListSourcesRequest
-	7,  // 19: outbox.v1.AdminService.GetSource:input_type -> outbox.v1.GetSourceRequest
-	9,  // 20: outbox.v1.AdminService.ApplySource:input_type -> outbox.v1.ApplySourceRequest
-	11, // 21: outbox.v1.AdminService.DeleteSource:input_type -> outbox.v1.DeleteSourceRequest
-	13, // 22: outbox.v1.AdminService.ListShards:input_type -> outbox.v1.ListShardsRequest
-	16, // 23: outbox.v1.AdminService.ListBlockedAggregates:input_type -> outbox.v1.ListBlockedAggregatesRequest
-	19, // 24: outbox.v1.AdminService.ListDeadLetters:input_type -> outbox.v1.ListDeadLettersRequest
-	22, // 25: outbox.v1.AdminService.OperateAggregate:input_type -> outbox.v1.OperateAggregateRequest
-	6,  // 26: outbox.v1.AdminService.ListSources:output_type -> outbox.v1.ListSourcesResponse
-	8,  // 27: outbox.v1.AdminService.GetSource:output_type -> outbox.v1.GetSourceResponse
-	10, // 28: outbox.v1.AdminService.ApplySource:output_type -> outbox.v1.ApplySourceResponse
-	12, // 29: outbox.v1.AdminService.DeleteSource:output_type -> outbox.v1.DeleteSourceResponse
-	14, // 30: outbox.v1.AdminService.ListShards:output_type -> outbox.v1.ListShardsResponse
-	17, // 31: outbox.v1.AdminService.ListBlockedAggregates:output_type -> outbox.v1.ListBlockedAggregatesResponse
-	20, // 32: outbox.v1.AdminService.ListDeadLetters:output_type -> outbox.v1.ListDeadLettersResponse
-	23, // 33: outbox.v1.AdminService.OperateAggregate:output_type -> outbox.v1.OperateAggregateResponse
-	26, // [26:34] is the sub-list for method output_type
-	18, // [18:26] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	26, // 18: outbox.v1.ListInDoubtTransactionsResponse.transactions:type_name -> outbox.v1.InDoubtTransaction
+	35, // 19: outbox.v1.InDoubtTransaction.database_transaction:type_name -> outbox.v1.DatabaseTransaction
+	33, // 20: outbox.v1.InDoubtTransaction.since:type_name -> google.protobuf.Timestamp
+	33, // 21: outbox.v1.InDoubtTransaction.next_check_time:type_name -> google.protobuf.Timestamp
+	36, // 22: outbox.v1.DecideTransactionRequest.decision:type_name -> outbox.v1.Transaction.State
+	36, // 23: outbox.v1.DecideTransactionResponse.state:type_name -> outbox.v1.Transaction.State
+	37, // 24: outbox.v1.CheckTransactionResponse.outcome:type_name -> outbox.v1.SessionRequest.CheckAnswer.Outcome
+	36, // 25: outbox.v1.CheckTransactionResponse.state:type_name -> outbox.v1.Transaction.State
+	5,  // 26: outbox.v1.AdminService.ListSources:input_type -> outbox.v1.ListSourcesRequest
+	7,  // 27: outbox.v1.AdminService.GetSource:input_type -> outbox.v1.GetSourceRequest
+	9,  // 28: outbox.v1.AdminService.ApplySource:input_type -> outbox.v1.ApplySourceRequest
+	11, // 29: outbox.v1.AdminService.DeleteSource:input_type -> outbox.v1.DeleteSourceRequest
+	13, // 30: outbox.v1.AdminService.ListShards:input_type -> outbox.v1.ListShardsRequest
+	16, // 31: outbox.v1.AdminService.ListBlockedAggregates:input_type -> outbox.v1.ListBlockedAggregatesRequest
+	19, // 32: outbox.v1.AdminService.ListDeadLetters:input_type -> outbox.v1.ListDeadLettersRequest
+	22, // 33: outbox.v1.AdminService.OperateAggregate:input_type -> outbox.v1.OperateAggregateRequest
+	24, // 34: outbox.v1.AdminService.ListInDoubtTransactions:input_type -> outbox.v1.ListInDoubtTransactionsRequest
+	27, // 35: outbox.v1.AdminService.DecideTransaction:input_type -> outbox.v1.DecideTransactionRequest
+	29, // 36: outbox.v1.AdminService.CheckTransaction:input_type -> outbox.v1.CheckTransactionRequest
+	31, // 37: outbox.v1.AdminService.ConfirmFailover:input_type -> outbox.v1.ConfirmFailoverRequest
+	6,  // 38: outbox.v1.AdminService.ListSources:output_type -> outbox.v1.ListSourcesResponse
+	8,  // 39: outbox.v1.AdminService.GetSource:output_type -> outbox.v1.GetSourceResponse
+	10, // 40: outbox.v1.AdminService.ApplySource:output_type -> outbox.v1.ApplySourceResponse
+	12, // 41: outbox.v1.AdminService.DeleteSource:output_type -> outbox.v1.DeleteSourceResponse
+	14, // 42: outbox.v1.AdminService.ListShards:output_type -> outbox.v1.ListShardsResponse
+	17, // 43: outbox.v1.AdminService.ListBlockedAggregates:output_type -> outbox.v1.ListBlockedAggregatesResponse
+	20, // 44: outbox.v1.AdminService.ListDeadLetters:output_type -> outbox.v1.ListDeadLettersResponse
+	23, // 45: outbox.v1.AdminService.OperateAggregate:output_type -> outbox.v1.OperateAggregateResponse
+	25, // 46: outbox.v1.AdminService.ListInDoubtTransactions:output_type -> outbox.v1.ListInDoubtTransactionsResponse
+	28, // 47: outbox.v1.AdminService.DecideTransaction:output_type -> outbox.v1.DecideTransactionResponse
+	30, // 48: outbox.v1.AdminService.CheckTransaction:output_type -> outbox.v1.CheckTransactionResponse
+	32, // 49: outbox.v1.AdminService.ConfirmFailover:output_type -> outbox.v1.ConfirmFailoverResponse
+	38, // [38:50] is the sub-list for method output_type
+	26, // [26:38] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_outbox_v1_admin_service_proto_init() }
@@ -1899,6 +2642,7 @@ func file_outbox_v1_admin_service_proto_init() {
 	if File_outbox_v1_admin_service_proto != nil {
 		return
 	}
+	file_outbox_v1_outbox_service_proto_init()
 	file_outbox_v1_transaction_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1906,7 +2650,7 @@ func file_outbox_v1_admin_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outbox_v1_admin_service_proto_rawDesc), len(file_outbox_v1_admin_service_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   21,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

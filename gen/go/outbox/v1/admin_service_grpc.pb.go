@@ -19,14 +19,18 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AdminService_ListSources_FullMethodName           = "/outbox.v1.AdminService/ListSources"
-	AdminService_GetSource_FullMethodName             = "/outbox.v1.AdminService/GetSource"
-	AdminService_ApplySource_FullMethodName           = "/outbox.v1.AdminService/ApplySource"
-	AdminService_DeleteSource_FullMethodName          = "/outbox.v1.AdminService/DeleteSource"
-	AdminService_ListShards_FullMethodName            = "/outbox.v1.AdminService/ListShards"
-	AdminService_ListBlockedAggregates_FullMethodName = "/outbox.v1.AdminService/ListBlockedAggregates"
-	AdminService_ListDeadLetters_FullMethodName       = "/outbox.v1.AdminService/ListDeadLetters"
-	AdminService_OperateAggregate_FullMethodName      = "/outbox.v1.AdminService/OperateAggregate"
+	AdminService_ListSources_FullMethodName             = "/outbox.v1.AdminService/ListSources"
+	AdminService_GetSource_FullMethodName               = "/outbox.v1.AdminService/GetSource"
+	AdminService_ApplySource_FullMethodName             = "/outbox.v1.AdminService/ApplySource"
+	AdminService_DeleteSource_FullMethodName            = "/outbox.v1.AdminService/DeleteSource"
+	AdminService_ListShards_FullMethodName              = "/outbox.v1.AdminService/ListShards"
+	AdminService_ListBlockedAggregates_FullMethodName   = "/outbox.v1.AdminService/ListBlockedAggregates"
+	AdminService_ListDeadLetters_FullMethodName         = "/outbox.v1.AdminService/ListDeadLetters"
+	AdminService_OperateAggregate_FullMethodName        = "/outbox.v1.AdminService/OperateAggregate"
+	AdminService_ListInDoubtTransactions_FullMethodName = "/outbox.v1.AdminService/ListInDoubtTransactions"
+	AdminService_DecideTransaction_FullMethodName       = "/outbox.v1.AdminService/DecideTransaction"
+	AdminService_CheckTransaction_FullMethodName        = "/outbox.v1.AdminService/CheckTransaction"
+	AdminService_ConfirmFailover_FullMethodName         = "/outbox.v1.AdminService/ConfirmFailover"
 )
 
 // AdminServiceClient is the client API for AdminService service.
@@ -57,6 +61,20 @@ type AdminServiceClient interface {
 	// done it, or with done = false at the deadline: the request stays and will be done.
 	// NOT_FOUND: the aggregate has nothing to operate on.
 	OperateAggregate(ctx context.Context, in *OperateAggregateRequest, opts ...grpc.CallOption) (*OperateAggregateResponse, error)
+	// ListInDoubtTransactions lists transactions that are undecided and whose events are parked for that, oldest first.
+	ListInDoubtTransactions(ctx context.Context, in *ListInDoubtTransactionsRequest, opts ...grpc.CallOption) (*ListInDoubtTransactionsResponse, error)
+	// DecideTransaction decides a transaction in place of its source. It is recorded for ever as the operator's. Use it only
+	// with proof of what the source's local transaction did.
+	// NOT_FOUND: unknown or past retention. FAILED_PRECONDITION: it is decided otherwise already.
+	DecideTransaction(ctx context.Context, in *DecideTransactionRequest, opts ...grpc.CallOption) (*DecideTransactionResponse, error)
+	// CheckTransaction asks the source and its database about a transaction now, and decides it if the answer is conclusive.
+	// NOT_FOUND: unknown or past retention. FAILED_PRECONDITION: it is not in doubt, so there is nothing to ask.
+	CheckTransaction(ctx context.Context, in *CheckTransactionRequest, opts ...grpc.CallOption) (*CheckTransactionResponse, error)
+	// ConfirmFailover says that the primary which wrote a timeline of a source database is fenced for good. Every in-doubt
+	// transaction of that timeline is then decided by its marker on the present primary: COMMITTED if it is there, ABORTED if
+	// not. It needs direct access to the database (dsn_ref).
+	// FAILED_PRECONDITION: no direct access, or the database is not on a later timeline of the same system.
+	ConfirmFailover(ctx context.Context, in *ConfirmFailoverRequest, opts ...grpc.CallOption) (*ConfirmFailoverResponse, error)
 }
 
 type adminServiceClient struct {
@@ -147,6 +165,46 @@ func (c *adminServiceClient) OperateAggregate(ctx context.Context, in *OperateAg
 	return out, nil
 }
 
+func (c *adminServiceClient) ListInDoubtTransactions(ctx context.Context, in *ListInDoubtTransactionsRequest, opts ...grpc.CallOption) (*ListInDoubtTransactionsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListInDoubtTransactionsResponse)
+	err := c.cc.Invoke(ctx, AdminService_ListInDoubtTransactions_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) DecideTransaction(ctx context.Context, in *DecideTransactionRequest, opts ...grpc.CallOption) (*DecideTransactionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DecideTransactionResponse)
+	err := c.cc.Invoke(ctx, AdminService_DecideTransaction_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) CheckTransaction(ctx context.Context, in *CheckTransactionRequest, opts ...grpc.CallOption) (*CheckTransactionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CheckTransactionResponse)
+	err := c.cc.Invoke(ctx, AdminService_CheckTransaction_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) ConfirmFailover(ctx context.Context, in *ConfirmFailoverRequest, opts ...grpc.CallOption) (*ConfirmFailoverResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ConfirmFailoverResponse)
+	err := c.cc.Invoke(ctx, AdminService_ConfirmFailover_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServiceServer is the server API for AdminService service.
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility.
@@ -175,6 +233,20 @@ type AdminServiceServer interface {
 	// done it, or with done = false at the deadline: the request stays and will be done.
 	// NOT_FOUND: the aggregate has nothing to operate on.
 	OperateAggregate(context.Context, *OperateAggregateRequest) (*OperateAggregateResponse, error)
+	// ListInDoubtTransactions lists transactions that are undecided and whose events are parked for that, oldest first.
+	ListInDoubtTransactions(context.Context, *ListInDoubtTransactionsRequest) (*ListInDoubtTransactionsResponse, error)
+	// DecideTransaction decides a transaction in place of its source. It is recorded for ever as the operator's. Use it only
+	// with proof of what the source's local transaction did.
+	// NOT_FOUND: unknown or past retention. FAILED_PRECONDITION: it is decided otherwise already.
+	DecideTransaction(context.Context, *DecideTransactionRequest) (*DecideTransactionResponse, error)
+	// CheckTransaction asks the source and its database about a transaction now, and decides it if the answer is conclusive.
+	// NOT_FOUND: unknown or past retention. FAILED_PRECONDITION: it is not in doubt, so there is nothing to ask.
+	CheckTransaction(context.Context, *CheckTransactionRequest) (*CheckTransactionResponse, error)
+	// ConfirmFailover says that the primary which wrote a timeline of a source database is fenced for good. Every in-doubt
+	// transaction of that timeline is then decided by its marker on the present primary: COMMITTED if it is there, ABORTED if
+	// not. It needs direct access to the database (dsn_ref).
+	// FAILED_PRECONDITION: no direct access, or the database is not on a later timeline of the same system.
+	ConfirmFailover(context.Context, *ConfirmFailoverRequest) (*ConfirmFailoverResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }
 
@@ -208,6 +280,18 @@ func (UnimplementedAdminServiceServer) ListDeadLetters(context.Context, *ListDea
 }
 func (UnimplementedAdminServiceServer) OperateAggregate(context.Context, *OperateAggregateRequest) (*OperateAggregateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method OperateAggregate not implemented")
+}
+func (UnimplementedAdminServiceServer) ListInDoubtTransactions(context.Context, *ListInDoubtTransactionsRequest) (*ListInDoubtTransactionsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListInDoubtTransactions not implemented")
+}
+func (UnimplementedAdminServiceServer) DecideTransaction(context.Context, *DecideTransactionRequest) (*DecideTransactionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DecideTransaction not implemented")
+}
+func (UnimplementedAdminServiceServer) CheckTransaction(context.Context, *CheckTransactionRequest) (*CheckTransactionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CheckTransaction not implemented")
+}
+func (UnimplementedAdminServiceServer) ConfirmFailover(context.Context, *ConfirmFailoverRequest) (*ConfirmFailoverResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ConfirmFailover not implemented")
 }
 func (UnimplementedAdminServiceServer) mustEmbedUnimplementedAdminServiceServer() {}
 func (UnimplementedAdminServiceServer) testEmbeddedByValue()                      {}
@@ -374,6 +458,78 @@ func _AdminService_OperateAggregate_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_ListInDoubtTransactions_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListInDoubtTransactionsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ListInDoubtTransactions(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ListInDoubtTransactions_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ListInDoubtTransactions(ctx, req.(*ListInDoubtTransactionsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_DecideTransaction_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DecideTransactionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).DecideTransaction(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_DecideTransaction_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).DecideTransaction(ctx, req.(*DecideTransactionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_CheckTransaction_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CheckTransactionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).CheckTransaction(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_CheckTransaction_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).CheckTransaction(ctx, req.(*CheckTransactionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_ConfirmFailover_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ConfirmFailoverRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ConfirmFailover(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ConfirmFailover_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ConfirmFailover(ctx, req.(*ConfirmFailoverRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AdminService_ServiceDesc is the grpc.ServiceDesc for AdminService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -412,6 +568,22 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "OperateAggregate",
 			Handler:    _AdminService_OperateAggregate_Handler,
+		},
+		{
+			MethodName: "ListInDoubtTransactions",
+			Handler:    _AdminService_ListInDoubtTransactions_Handler,
+		},
+		{
+			MethodName: "DecideTransaction",
+			Handler:    _AdminService_DecideTransaction_Handler,
+		},
+		{
+			MethodName: "CheckTransaction",
+			Handler:    _AdminService_CheckTransaction_Handler,
+		},
+		{
+			MethodName: "ConfirmFailover",
+			Handler:    _AdminService_ConfirmFailover_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
