@@ -41,10 +41,18 @@ type Fault struct {
 	After time.Duration
 }
 
+// TB is what the platform needs of a test; examples bring their own.
+type TB interface {
+	Helper()
+	Errorf(format string, args ...any)
+	Fatalf(format string, args ...any)
+	Cleanup(func())
+}
+
 // Platform is the fake. All its methods may be called at any time.
 type Platform struct {
 	outboxv1.UnimplementedOutboxServiceServer
-	tb     testing.TB
+	tb     TB
 	addr   string
 	ledger ledger
 
@@ -63,7 +71,7 @@ type Platform struct {
 }
 
 // Start starts a platform on a free port. It stops with the test.
-func Start(tb testing.TB) *Platform {
+func Start(tb TB) *Platform {
 	tb.Helper()
 	p := &Platform{
 		tb: tb, ledger: ledger{byID: make(map[uuid.UUID]*Transaction)}, sessions: make(map[*fakeSession]struct{}),
