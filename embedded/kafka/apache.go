@@ -1,7 +1,6 @@
 package kafka
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -124,7 +123,7 @@ func (a *Apache) layOut() error {
 	}
 	if a.config.BasePort == 0 {
 		var err error
-		if ports, err = freePorts(len(ports)); err != nil {
+		if ports, err = process.FreePorts(len(ports)); err != nil {
 			return err
 		}
 	}
@@ -162,7 +161,7 @@ func (a *Apache) launch(ctx context.Context, n *node) error {
 	if err := a.format(ctx, n); err != nil {
 		return err
 	}
-	logStart := fileSize(n.log())
+	logStart := process.LogSize(n.log())
 	p, err := process.Start(process.Options{
 		Program: a.java, Args: a.arguments(n, "kafka.Kafka", n.properties()),
 		Dir: n.dir, LogPath: n.log(), DeathSignal: syscall.SIGKILL,
@@ -173,18 +172,14 @@ func (a *Apache) launch(ctx context.Context, n *node) error {
 	n.replace(p)
 	if err := awaitLine(ctx, p, n.log(), logStart); err != nil {
 		n.kill()
-		return fmt.Errorf("start Kafka node %d: %w; its log ends with:\n%s", n.index, err, tail(n.log(), logStart))
+		return fmt.Errorf("start Kafka node %d: %w; its log ends with:\n%s", n.index, err, process.Tail(process.LogSince(n.log(), logStart)))
 	}
 	return nil
 }
 
 func awaitLine(ctx context.Context, p *process.Process, log string, from int64) error {
 	for {
-		content, err := os.ReadFile(log)
-		if err != nil {
-			return err
-		}
-		if bytes.Contains(content[min(from, int64(len(content))):], []byte(readyLine)) {
+		if strings.Contains(process.LogSince(log, from), readyLine) {
 			return nil
 		}
 		select {
@@ -328,37 +323,4 @@ func ended(p *process.Process) bool {
 	default:
 		return false
 	}
-}
-
-// freePorts holds all ports before it gives up any, so that they differ.
-func freePorts(count int) ([]int, error) {
-	var ports []int
-	for range count {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, fmt.Errorf("find a free port: %w", err)
-		}
-		defer func() { _ = l.Close() }()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	return ports, nil
-}
-
-// fileSize is 0 for a file that is not there.
-func fileSize(path string) int64 {
-	info, err := os.Stat(path)
-	if err != nil {
-		return 0
-	}
-	return info.Size()
-}
-
-// tail returns the last lines that were written to a log after an offset.
-func tail(path string, offset int64) string {
-	content, err := os.ReadFile(path)
-	if err != nil {
-		return err.Error()
-	}
-	lines := strings.Split(strings.TrimSpace(string(content[min(offset, int64(len(content))):])), "\n")
-	return strings.Join(lines[max(0, len(lines)-15):], "\n")
 }

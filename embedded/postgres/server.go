@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/outbox-platform/outbox/embedded/process"
 )
 
 const (
@@ -136,13 +138,13 @@ func (s *Server) launch(ctx context.Context) error {
 
 func (s *Server) launchOnce(ctx context.Context) error {
 	if s.port == 0 {
-		port, err := freePort()
+		ports, err := process.FreePorts(1)
 		if err != nil {
 			return err
 		}
-		s.port = port
+		s.port = ports[0]
 	}
-	logStart := fileSize(s.LogFile())
+	logStart := process.LogSize(s.LogFile())
 	p, err := s.startPostmaster()
 	if err != nil {
 		return fmt.Errorf("start PostgreSQL: %w", err)
@@ -156,7 +158,7 @@ func (s *Server) launchOnce(ctx context.Context) error {
 	}
 	p.kill()
 	s.retire(p)
-	lines := tail(s.LogFile(), logStart)
+	lines := process.Tail(process.LogSince(s.LogFile(), logStart))
 	switch {
 	case strings.Contains(lines, "pre-existing shared memory block"), strings.Contains(lines, "lock file \"postmaster.pid\" already exists"):
 		err = fmt.Errorf("%w: %w", errShortLived, err)
@@ -347,32 +349,4 @@ func (s *Server) CPUTime() (time.Duration, error) {
 		return 0, fmt.Errorf("read CPU time of PostgreSQL: %w", err)
 	}
 	return s.spent + running, nil
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, fmt.Errorf("find a free port: %w", err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port, nil
-}
-
-// fileSize is 0 for a file that is not there.
-func fileSize(path string) int64 {
-	info, err := os.Stat(path)
-	if err != nil {
-		return 0
-	}
-	return info.Size()
-}
-
-// tail returns the last lines that were written to a log after an offset.
-func tail(path string, offset int64) string {
-	content, err := os.ReadFile(path)
-	if err != nil {
-		return err.Error()
-	}
-	lines := strings.Split(strings.TrimSpace(string(content[min(offset, int64(len(content))):])), "\n")
-	return strings.Join(lines[max(0, len(lines)-15):], "\n")
 }

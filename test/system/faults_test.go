@@ -31,7 +31,7 @@ func TestFaults(t *testing.T) {
 			for _, fault := range faults(t, p, b) {
 				started := time.Now()
 				fault.strike()
-				t.Logf("%s: %s", fault.name, time.Since(started).Round(time.Millisecond))
+				t.Logf("%s %s: %s", started.UTC().Format("15:04:05.000"), fault.name, time.Since(started).Round(time.Millisecond))
 				pause(t, 2*time.Second) // under load without a fault
 			}
 

@@ -3,6 +3,7 @@ package system_test
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"net"
 	"os"
@@ -15,6 +16,9 @@ import (
 
 	"github.com/outbox-platform/outbox/embedded/postgres"
 )
+
+// keepLogs is where the processes' logs go, for a look at them after the run.
+var keepLogs = flag.String("keep-logs", "", "directory for the logs of all processes; empty: they go with the test")
 
 // sourceName is the service's name at the platform.
 const sourceName = "shop"
@@ -51,7 +55,10 @@ func deploy(t testing.TB, d deployment) *platform {
 	if p.dsn, err = p.store.CreateDatabase(t.Context(), "outbox"); err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
+	dir := *keepLogs
+	if dir == "" {
+		dir = t.TempDir()
+	}
 	if out, err := outbox(t, "", "migrate", "up", "--store-dsn", p.dsn); err != nil {
 		t.Fatalf("migrate: %v: %s", err, out)
 	}

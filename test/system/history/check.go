@@ -197,4 +197,11 @@ func (c *check) acrossTopics() {
 	}
 }
 
-func at(r *Record) string { return fmt.Sprintf("%s/%d@%d", r.Topic, r.Partition, r.Offset) }
+// at names a record, with the broker's time where it is known: it leads to the fault of that time.
+func at(r *Record) string {
+	where := fmt.Sprintf("%s/%d@%d", r.Topic, r.Partition, r.Offset)
+	if r.AppendedAt.IsZero() {
+		return where
+	}
+	return where + " of " + r.AppendedAt.UTC().Format("15:04:05.000")
+}
