@@ -21,7 +21,7 @@ const (
 // kept while its shards' checkpoints have not passed its events, and while parked or dead_letter refer to it.
 //
 // $3 retention, $5 retention of rows with a resolution. The rows are found by their address, which a scan of a range of
-// pages serves: no other index is used.
+// pages serves. The inner looks have a LIMIT because an EXISTS under OR may be answered by hashing the whole table.
 const purgeSQL = `
 WITH bound AS MATERIALIZED (
   SELECT s.shard,
@@ -37,10 +37,10 @@ purged AS (
       AND NOT EXISTS (
         SELECT FROM bound b WHERE (t.shards >> b.shard) & 1 = 1
           AND (t.log_xid >= b.needed
-            OR EXISTS (SELECT FROM outbox.parked p
-                       WHERE p.shard = b.shard AND p.xid = t.log_xid AND p.source_id = t.source_id AND p.tx_id = t.tx_id)
-            OR EXISTS (SELECT FROM outbox.dead_letter d
-                       WHERE d.shard = b.shard AND d.xid = t.log_xid AND d.source_id = t.source_id AND d.tx_id = t.tx_id)))
+            OR (SELECT true FROM outbox.parked p
+                WHERE p.shard = b.shard AND p.xid = t.log_xid AND p.source_id = t.source_id AND p.tx_id = t.tx_id LIMIT 1) IS NOT NULL
+            OR (SELECT true FROM outbox.dead_letter d
+                WHERE d.shard = b.shard AND d.xid = t.log_xid AND d.source_id = t.source_id AND d.tx_id = t.tx_id LIMIT 1) IS NOT NULL))
       AND NOT EXISTS (
         SELECT FROM outbox.resolution r WHERE r.source_id = t.source_id AND r.tx_id = t.tx_id AND r.resolved_at >= now() - $5::interval)
     LIMIT $4))

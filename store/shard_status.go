@@ -32,20 +32,26 @@ const shardsSQL = `
 	FROM outbox.shard s ORDER BY s.shard`
 
 // Shards returns all shards by number.
-func (s *Store) Shards(ctx context.Context) ([]ShardStatus, error) {
-	rows, err := s.pool.Query(ctx, shardsSQL, MaxLagSegments)
-	if err != nil {
-		return nil, storeError("reading the shards", err)
-	}
-	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (st ShardStatus, err error) {
-		var lease *time.Time
-		var age float64
-		err = row.Scan(&st.Shard, &st.Holder, &st.Epoch, &lease, &st.Position.XID, &st.Position.Seq, &st.LagSegments, &age, &st.Parked)
-		if lease != nil {
-			st.LeaseUntil = *lease
+func (s *Store) Shards(ctx context.Context) (found []ShardStatus, err error) {
+	const doing = "reading the shards"
+	err = s.snapshot(ctx, doing, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, shardsSQL, MaxLagSegments)
+		if err != nil {
+			return storeError(doing, err)
 		}
-		st.OldestAge = time.Duration(age * float64(time.Second))
-		return st, err
+		found, err = pgx.CollectRows(rows, scanShardStatus)
+		return storeError(doing, err)
 	})
-	return found, storeError("reading the shards", err)
+	return found, err
+}
+
+func scanShardStatus(row pgx.CollectableRow) (st ShardStatus, err error) {
+	var lease *time.Time
+	var age float64
+	err = row.Scan(&st.Shard, &st.Holder, &st.Epoch, &lease, &st.Position.XID, &st.Position.Seq, &st.LagSegments, &age, &st.Parked)
+	if lease != nil {
+		st.LeaseUntil = *lease
+	}
+	st.OldestAge = time.Duration(age * float64(time.Second))
+	return st, err
 }

@@ -55,14 +55,21 @@ func (s *Store) Transaction(ctx context.Context, k Key) (found *Transaction, err
 	return found, nil
 }
 
-// snapshot runs fn in a read-only transaction that sees one state of the store throughout. It owns no xid, so no relay
-// waits for it.
+// snapshotSettings: what is looked at is found by index, whatever the planner thinks of partitions that happen to be empty.
+// They are set without a query, which would take the snapshot already.
+const snapshotSettings = `SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off`
+
+// snapshot runs fn in a read-only transaction that sees one state of the store throughout, from fn's first query on. It owns
+// no xid, so no relay waits for it.
 func (s *Store) snapshot(ctx context.Context, doing string, fn func(pgx.Tx) error) error {
 	tx, err := s.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
 	if err != nil {
 		return storeError(doing, err)
 	}
 	defer tx.Rollback(ctx) //nolint:errcheck // it changed nothing
+	if _, err := tx.Exec(ctx, snapshotSettings, pgx.QueryExecModeSimpleProtocol); err != nil {
+		return storeError(doing, err)
+	}
 	return fn(tx)
 }
 
