@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -66,4 +67,61 @@ This page is written by a test (` + "`go test ./cmd/outbox -update`" + `).
 	if string(have) != b.String() {
 		t.Errorf("%s differs (go test -update writes it):\n%s", file, diff(string(have), b.String()))
 	}
+}
+
+// TestDocumentedMetricsExist: operations.md must not alarm on a metric that is not there (docs/metrics.md is what is).
+func TestDocumentedMetricsExist(t *testing.T) {
+	known, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	operations, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := regexp.MustCompile(`outbox_[a-z_]+_(?:total|seconds|up|full|epoch|aggregates|topics|bytes)\b`).FindAllString(string(operations), -1)
+	if len(used) < 10 {
+		t.Fatalf("only %v found in operations.md", used)
+	}
+	for _, name := range used {
+		if !strings.Contains(string(known), "`"+name+"`") {
+			t.Errorf("operations.md names %s, which no process exports", name)
+		}
+	}
+}
+
+// TestDocumentedCommandsExist: each `outbox …` command in the documentation parses as far as its command goes.
+func TestDocumentedCommandsExist(t *testing.T) {
+	known := map[string]bool{}
+	for _, command := range commands(t) {
+		words := strings.Fields(strings.TrimPrefix(command.FullPath(), "outbox "))
+		for i := range words {
+			known[strings.Join(words[:i+1], " ")] = true
+		}
+	}
+	for _, file := range []string{"../../README.md", "../../docs/operations.md", "../../docs/guarantees.md", "../../deploy/README.md"} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := regexp.MustCompile("(?m)(?:^|`|\\||bin/)outbox ([a-z][a-z-]*)(?: ([a-z]+))?").FindAllStringSubmatch(string(text), -1)
+		if len(found) == 0 {
+			t.Errorf("no command found in %s", file)
+		}
+		for _, match := range found {
+			if !known[match[1]] || match[2] != "" && !known[match[1]+" "+match[2]] && !leaf(t, match[1]) {
+				t.Errorf("%s names `outbox %s %s`, which does not exist", file, match[1], match[2])
+			}
+		}
+	}
+}
+
+// leaf reports whether a command has no commands below it: what follows it are arguments.
+func leaf(t *testing.T, name string) bool {
+	for _, command := range commands(t) {
+		if command.FullPath() == "outbox "+name {
+			return true
+		}
+	}
+	return false
 }
