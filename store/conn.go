@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -64,4 +65,10 @@ func (s *Store) checkServer(ctx context.Context, conn *pgx.Conn) (server, error)
 func controlOf(ctx context.Context, conn *pgx.Conn) (shards int, made uint64, err error) {
 	err = conn.QueryRow(ctx, `SELECT shards, system_identifier::text::xid8 FROM outbox.control`).Scan(&shards, &made)
 	return shards, made, storeError("reading outbox.control", err)
+}
+
+// bound makes sure that a call ends even if the server stops answering without closing the connection: the server's own
+// statement timeout does not help then.
+func (s *Store) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, s.cfg.StatementTimeout+time.Second)
 }

@@ -11,6 +11,8 @@ import (
 // ClaimInDoubt returns up to limit transactions that are parked undecided and due to be asked about, one entry each,
 // longest due first, and keeps other claimers away from them for lease. Bodies are not read.
 func (s *Store) ClaimInDoubt(ctx context.Context, limit int, lease time.Duration) ([]Parked, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
 	// Of the rows of a transaction only the first one is due: so that it is claimed once. Those locked are being claimed, or
 	// changed by their shard's holder.
 	rows, err := s.pool.Query(ctx, `
@@ -36,6 +38,8 @@ func (s *Store) ClaimInDoubt(ctx context.Context, limit int, lease time.Duration
 // RecordAnswer notes what was answered about transactions that are still undecided, and that they are to be asked about
 // again after next.
 func (s *Store) RecordAnswer(ctx context.Context, keys []Key, answer string, next time.Duration) error {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
 	sources, ids := splitKeys(keys)
 	_, err := s.pool.Exec(ctx, `
 		UPDATE outbox.parked p SET last_answer = $3, check_at = now() + $4

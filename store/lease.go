@@ -29,6 +29,8 @@ type Checkpoint struct {
 // Heartbeat records that the relay instance lives for ttl more, and returns how many live instances there are, itself
 // included.
 func (s *Store) Heartbeat(ctx context.Context, instance string, ttl time.Duration) (int, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
 	// The count sees the table as it was before the insert: count the others and add one.
 	var others int
 	err := s.pool.QueryRow(ctx, `
@@ -45,6 +47,8 @@ func (s *Store) Heartbeat(ctx context.Context, instance string, ttl time.Duratio
 //
 // It is the one write of a holder that is flushed: an epoch given out twice would let an old holder pass as the new one.
 func (s *Store) AcquireShards(ctx context.Context, instance string, ttl time.Duration, limit int) ([]Lease, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
 	// At random, so that relays that start together do not all want the same shards.
 	rows, err := s.pool.Query(ctx, `
 		UPDATE outbox.shard s SET epoch = s.epoch + 1, holder = $1, lease_until = now() + $2
@@ -64,6 +68,8 @@ func (s *Store) AcquireShards(ctx context.Context, instance string, ttl time.Dur
 // ReleaseShards ends leases early so that others can take them at once. Leases with an old epoch are left alone. Steps
 // with a released epoch are fenced.
 func (s *Store) ReleaseShards(ctx context.Context, shards []int16, epochs []int64) error {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
 	_, err := s.pool.Exec(ctx, `
 		UPDATE outbox.shard s SET holder = '', lease_until = '-infinity'
 		FROM unnest($1::smallint[], $2::bigint[]) u(shard, epoch)

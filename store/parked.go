@@ -204,6 +204,8 @@ func value[T any](p *T) (v T) {
 // LoadParked returns all parked rows of a shard in position order, without bodies, for a takeover. States are re-read
 // from tx.
 func (s *Store) LoadParked(ctx context.Context, shard int16) ([]Parked, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
 	rows, err := s.pool.Query(ctx, `SELECT `+parkedColumns+`, NULL::bytea FROM outbox.parked p WHERE p.shard = $1 ORDER BY p.xid, p.seq, p.record`, shard)
 	if err != nil {
 		return nil, storeError("loading parked events", err)
@@ -214,6 +216,8 @@ func (s *Store) LoadParked(ctx context.Context, shard int16) ([]Parked, error) {
 
 // LoadParkedOf returns up to limit parked rows of one aggregate after a position, in order, with bodies.
 func (s *Store) LoadParkedOf(ctx context.Context, shard int16, a Aggregate, after EventPosition, limit int) ([]Parked, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
 	rows, err := s.pool.Query(ctx, `
 		SELECT `+parkedColumns+`, p.body FROM outbox.parked p
 		WHERE p.shard = $1 AND p.agg = $2 AND p.source_id = $3 AND p.aggregate_type = $4 AND p.aggregate_id = $5 AND (p.xid, p.seq, p.record) > ($6::xid8, $7, $8)
@@ -228,6 +232,8 @@ func (s *Store) LoadParkedOf(ctx context.Context, shard int16, a Aggregate, afte
 
 // LoadDeadQueues returns the aggregates of a shard that are in park policy: they have dead letters with Queue set.
 func (s *Store) LoadDeadQueues(ctx context.Context, shard int16) ([]Aggregate, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
 	rows, err := s.pool.Query(ctx, `SELECT DISTINCT source_id, aggregate_type, aggregate_id FROM outbox.dead_letter WHERE shard = $1 AND queue`, shard)
 	if err != nil {
 		return nil, storeError("loading dead queues", err)
@@ -240,6 +246,8 @@ func (s *Store) LoadDeadQueues(ctx context.Context, shard int16) ([]Aggregate, e
 
 // LoadDeadLettersOf returns up to limit dead letters of one aggregate after a position, in order, with bodies.
 func (s *Store) LoadDeadLettersOf(ctx context.Context, shard int16, a Aggregate, after EventPosition, limit int) ([]DeadLetter, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
 	rows, err := s.pool.Query(ctx, `
 		SELECT xid, seq, record, shard, source_id, tx_id, aggregate_type, aggregate_id, body, error, attempts, queue, since FROM outbox.dead_letter
 		WHERE shard = $1 AND agg = $2 AND source_id = $3 AND aggregate_type = $4 AND aggregate_id = $5 AND (xid, seq, record) > ($6::xid8, $7, $8)

@@ -88,6 +88,8 @@ func (s *Store) OpenReader(ctx context.Context) (*Reader, error) {
 // ErrUnavailable: the connection is gone; Read reconnects at the next call. If the server then is another one (system
 // identifier or timeline changed), Read returns ErrStoreChanged once: drop all memory and start from the checkpoints.
 func (r *Reader) Read(ctx context.Context, cursors []Cursor, limit int) ([]Segment, error) {
+	ctx, cancel := r.st.bound(ctx)
+	defer cancel()
 	if err := r.connect(ctx); err != nil {
 		return nil, err
 	}
@@ -113,6 +115,8 @@ func (r *Reader) Read(ctx context.Context, cursors []Cursor, limit int) ([]Segme
 
 // ReadAt returns the named segments of one shard, in order; missing ones are left out.
 func (r *Reader) ReadAt(ctx context.Context, shard int16, at []Position) ([]Segment, error) {
+	ctx, cancel := r.st.bound(ctx)
+	defer cancel()
 	if err := r.connect(ctx); err != nil {
 		return nil, err
 	}

@@ -85,6 +85,8 @@ const stepSettings = `SELECT set_config('synchronous_commit', 'off', true), set_
 	set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)`
 
 func (s *Store) plainSteps(ctx context.Context, ttl time.Duration, steps []*Step) (written map[int16]bool, err error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
 	var b pgx.Batch // one implicit transaction
 	b.Queue(stepSettings)
 	written = make(map[int16]bool, len(steps))
@@ -129,6 +131,8 @@ func notNil(b []byte) []byte {
 // stepWithRows writes one step. The fence comes first and keeps the shard's row locked until the end, so that nobody can
 // acquire the shard between the two round trips.
 func (s *Store) stepWithRows(ctx context.Context, ttl time.Duration, st *Step) (written bool, err error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		var fence pgx.Batch
 		fence.Queue(stepSettings)
@@ -196,6 +200,8 @@ func positions(n int, at func(int) EventPosition) (xids []uint64, seqs, records 
 
 // States returns the states of the transactions that tx still knows.
 func (s *Store) States(ctx context.Context, keys []Key) (map[Key]State, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
 	states := make(map[Key]State, len(keys))
 	sources, ids := splitKeys(keys)
 	rows, err := s.pool.Query(ctx, `
@@ -253,6 +259,8 @@ type OperationOutcome struct {
 
 // PendingOperations returns the operations of these shards that are not done, by id.
 func (s *Store) PendingOperations(ctx context.Context, shards []int16) ([]Operation, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
 	rows, err := s.pool.Query(ctx, `
 		SELECT operation_id, shard, source_id, aggregate_type, aggregate_id, action
 		FROM outbox.operation WHERE done_at IS NULL AND shard = ANY($1) ORDER BY operation_id`, shards)

@@ -141,6 +141,8 @@ func (s *Store) ShardCount() int { return s.shardCount }
 
 // Ping reports whether the store answers and is writable: ErrUnavailable.
 func (s *Store) Ping(ctx context.Context) error {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
 	var readOnly bool
 	err := s.pool.QueryRow(ctx, `SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool`).Scan(&readOnly)
 	if err != nil {

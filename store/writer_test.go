@@ -287,6 +287,17 @@ func TestCommitWithAWrongToken(t *testing.T) {
 			t.Errorf("decided in shards %b, events in %b", log[k].shards, a.Shards)
 		}
 	}
+	// Beside one that wins, so that the batch is logged.
+	k, other := storetest.Key(1), storetest.Key(1)
+	a := do(t, w, prepare(other, order("1")), nil)
+	do(t, w, prepare(k, order("1")), nil)
+	full := store.NewWriter(db.Store, store.WriterConfig{})
+	var p pending
+	p.submit(t, full, commit(k, 1<<8|1<<63), commit(other, a.Shards))
+	stopAtEnd(t, full)
+	for r, a := range p.wait() {
+		checkAnswer(t, r, a.Err, nil)
+	}
 	if n := storetest.Query[int](t, db, `SELECT count(*)::int FROM outbox.log WHERE shard >= 8`); n[0] != 0 {
 		t.Errorf("%d segments in shards that do not exist", n[0])
 	}
