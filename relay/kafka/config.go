@@ -23,7 +23,7 @@ type Config struct {
 	// Compression of batches: "none", "lz4", "zstd", "snappy" or "gzip". Default "lz4".
 	Compression string
 	// Linger is how long a record may wait for company before a batch is sent. Default 0: batches form by themselves while
-	// earlier ones are under way.
+	// earlier ones are under way. BenchmarkSettings found no CPU or throughput gained by 1 or 2 ms, only the delay added.
 	Linger time.Duration
 	// MaxQueued is how many deliveries may be queued or reported and not read yet. Default 10,000.
 	MaxQueued int
@@ -160,7 +160,6 @@ var reservedProperties = map[string]string{
 	"auto.offset.reset":                     "the tail reader decides where it starts",
 	"enable.partition.eof":                  "the tail reader needs it",
 	"plugin.library.paths":                  "no code is loaded",
-	"default.topic.config":                  "topic properties go by their own names",
 	"topic.metadata.propagation.max.ms":     "an unknown topic must be reported soon",
 	"metadata.recovery.strategy":            "the sink must find the cluster again by itself",
 }

@@ -81,7 +81,7 @@ func onBoth(t *testing.T, test func(t *testing.T, c cluster)) {
 
 // topicName is a topic of this test alone.
 func topicName(tb testing.TB) string {
-	return strings.NewReplacer("/", ".", "#", ".").Replace(tb.Name()) + fmt.Sprintf("-%d", time.Now().UnixNano()%1e6)
+	return strings.NewReplacer("/", ".", "#", ".", "=", "-").Replace(tb.Name()) + fmt.Sprintf("-%d", time.Now().UnixNano()%1e6)
 }
 
 func createTopic(tb testing.TB, c cluster, partitions int, configs map[string]string) string {

@@ -46,7 +46,7 @@ type lane struct {
 // death is a fatal error of a producer.
 type death struct {
 	of  *producer
-	err ck.Error
+	err error
 }
 
 func newLane(s *Sink, name string) *lane {
@@ -206,7 +206,7 @@ func (p *producer) delivered(m *ck.Message) {
 		v := judge(err)
 		s.failed(e, &relay.SinkError{Class: relay.Class(p.dying.Load()), Code: v.Code, Detail: v.Detail})
 	default:
-		p.refused(e, judge(err))
+		p.refused(e, err)
 	}
 	if p.outstanding.Add(-1) == 0 && p.dying.Load() != 0 {
 		p.signalDrained()
@@ -214,8 +214,9 @@ func (p *producer) delivered(m *ck.Message) {
 }
 
 // refused handles a delivery that a living producer reports as failed.
-func (p *producer) refused(e *entry, v *relay.SinkError) {
+func (p *producer) refused(e *entry, err error) {
 	s := p.lane.sink
+	v := judge(err)
 	switch v.Class { //nolint:exhaustive // the others are only reported
 	case relay.ClassRecord:
 		if !p.lane.solo {
@@ -225,10 +226,16 @@ func (p *producer) refused(e *entry, v *relay.SinkError) {
 		}
 	case relay.ClassTopic:
 		s.topicFailed(e.d.Record.Topic, v)
-	case relay.ClassFatal:
-		if err, ok := p.rd.GetFatalError().(ck.Error); ok { //nolint:errorlint // it is returned unwrapped, or nil
-			p.died(err)
+	case relay.ClassPurged:
+		// librdkafka purges its queue by itself when it dies.
+		if why := p.rd.GetFatalError(); why != nil {
+			v.Class = relay.ClassFatal
+			p.died(why)
 		}
+	case relay.ClassFatal:
+		// Also when librdkafka would go on: its epoch wraps around after 32,767 refused or purged batches, and from then on
+		// brokers refuse everything. Only a new producer id helps.
+		p.died(err)
 	}
 	s.failed(e, v)
 }
@@ -269,7 +276,7 @@ func (p *producer) failed(err ck.Error) {
 }
 
 // died tells the lane to replace this producer. More than one death of the same producer counts once.
-func (p *producer) died(err ck.Error) {
+func (p *producer) died(err error) {
 	select {
 	case p.lane.fatal <- death{p, err}:
 	default:
@@ -304,6 +311,9 @@ func (l *lane) replace(d death, pause time.Duration) {
 	l.cur = nil
 	l.mu.Unlock()
 
+	if why := d.of.rd.GetFatalError(); why != nil {
+		d.err = why // says more than the error of one call
+	}
 	v := judge(d.err)
 	// A producer that may not do its work is a refusal by the cluster; delivering again at once would not help.
 	class := relay.ClassFatal

@@ -35,10 +35,15 @@ func TestFatalErrorFromTheBroker(t *testing.T) {
 	f.Cluster().Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.OutOfOrderSequenceNumber, Count: -1,
 		When: func(kmsg.Request) bool { return s.metrics.rebuildCount() == 0 }})
 	const n = 100
+	accepted := 0
 	for i := range n {
-		deliver(t, s, delivery("t", fmt.Sprint(i), i, "v"))
+		if err := s.Deliver(delivery("t", fmt.Sprint(i), i, "v")); err != nil {
+			wantClass(t, err, relay.ClassCluster) // it is already being rebuilt
+			break
+		}
+		accepted++
 	}
-	for _, d := range reports(t, s, n) {
+	for _, d := range reports(t, s, accepted) {
 		wantClass(t, d.Err, relay.ClassFatal)
 	}
 	eventually(t, "rebuilt", func() bool { p := s.current(t); return p != nil && p != first })
@@ -51,6 +56,27 @@ func TestFatalErrorFromTheBroker(t *testing.T) {
 		t.Errorf("%v rebuilds", v)
 	}
 	healthy(t, s)
+}
+
+// TestFencedProducerID: an epoch that the broker does not accept (any more) is no fatal error for librdkafka, but for us: only
+// a new producer id helps.
+func TestFencedProducerID(t *testing.T) {
+	f := fake(t, broker.FakeConfig{Topics: map[string]int{"t": 1}})
+	s := newSink(t, f.Bootstrap(), nil)
+	f.Cluster().Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.InvalidProducerEpoch, Count: -1,
+		When: func(kmsg.Request) bool { return s.metrics.rebuildCount() == 0 }})
+	deliver(t, s, delivery("t", "k", 1, "v"))
+	wantClass(t, reports(t, s, 1)[1].Err, relay.ClassFatal)
+	eventually(t, "delivered by a new producer", func() bool {
+		if err := s.Deliver(delivery("t", "k", 2, "v")); err != nil {
+			wantClass(t, err, relay.ClassCluster)
+			return false
+		}
+		return reports(t, s, 1)[2].Err == nil
+	})
+	if n := len(readAll(t, f.Bootstrap(), "t")); n != 1 {
+		t.Errorf("%d records", n)
+	}
 }
 
 // TestFatalErrorsUnderLoad kills the producer again and again while records flow: none is lost, none is reordered.

@@ -153,7 +153,7 @@ func (s *Sink) refuse(err *relay.SinkError) error {
 
 // laneOf returns the lane for a topic. s.mu is held.
 func (s *Sink) laneOf(t *topic) *lane {
-	if time.Now().Before(t.soloUntil) {
+	if !t.soloUntil.IsZero() && time.Now().Before(t.soloUntil) {
 		return s.solo
 	}
 	return s.batch

@@ -107,8 +107,13 @@ func (t *tail) handle(ev ck.Event) error {
 			return t.failed(err)
 		}
 		t.record(ev)
-	case ck.PartitionEOF: // also where compaction or transaction markers took the last offsets
-		delete(t.ends, relay.TopicPartition{Topic: *ev.Topic, Partition: ev.Partition})
+	case ck.PartitionEOF:
+		// Where compaction or transaction markers took the last offsets no record tells that the end is reached. An end before
+		// the one we were told is none: not everything was shown to us.
+		tp := relay.TopicPartition{Topic: *ev.Topic, Partition: ev.Partition}
+		if int64(ev.Offset) >= t.ends[tp] {
+			delete(t.ends, tp)
+		}
 	case ck.Error:
 		return t.failed(ev)
 	}
@@ -131,10 +136,15 @@ func (t *tail) record(m *ck.Message) {
 	}
 }
 
-// failed decides whether an error ends the reading: only one that waiting does not heal.
+// failed decides whether an error ends the reading: only one that waiting does not heal. A group that may not be used is
+// none: librdkafka looks for its coordinator, we do not need it.
 func (t *tail) failed(err error) error {
-	if v := judge(err); v.Class == relay.ClassTopic {
-		return v
+	var e ck.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	if v, known := verdicts[e.Code()]; known && v.class == relay.ClassTopic {
+		return judge(err)
 	}
 	return nil
 }

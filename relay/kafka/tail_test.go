@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	broker "github.com/outbox-platform/outbox/embedded/kafka"
 	"github.com/outbox-platform/outbox/relay"
 	"github.com/outbox-platform/outbox/store"
@@ -103,4 +105,32 @@ func TestTailEndsWithItsContext(t *testing.T) {
 	if err := s.Tail(ctx, map[relay.TopicPartition]int64{{Topic: "t"}: 0}, func(relay.TopicPartition, int64, []store.Header) {}); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
+}
+
+// TestTailBehindAMarker: the last offset of a partition may hold no record, here the commit of somebody's transaction.
+func TestTailBehindAMarker(t *testing.T) {
+	onBoth(t, func(t *testing.T, c cluster) {
+		topic := createTopic(t, c, 1, nil)
+		client, err := kgo.NewClient(kgo.SeedBrokers(c.Bootstrap()), kgo.DisableClientMetrics(), kgo.TransactionalID(topic), kgo.DefaultProduceTopic(topic))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		if err := client.BeginTransaction(); err != nil {
+			t.Fatal(err)
+		}
+		if err := client.ProduceSync(ctx, kgo.StringRecord("v")).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		if err := client.EndTransaction(ctx, kgo.TryCommit); err != nil {
+			t.Fatal(err)
+		}
+		s := newSink(t, c.Bootstrap(), nil)
+		n := 0
+		if err := s.Tail(ctx, map[relay.TopicPartition]int64{{Topic: topic}: 0}, func(relay.TopicPartition, int64, []store.Header) { n++ }); err != nil || n != 1 {
+			t.Errorf("%d records, %v", n, err)
+		}
+	})
 }

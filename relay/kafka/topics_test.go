@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -269,6 +270,13 @@ func TestTopicNotAuthorised(t *testing.T) {
 			continue
 		}
 		allOK(t, reports(t, s, 1))
+	}
+	// Writing is not reading: takeovers need both. Without, Tail fails and does not pretend that there was nothing.
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	err := s.Tail(ctx, map[relay.TopicPartition]int64{{Topic: "mine"}: 0, {Topic: "mine", Partition: 1}: 0}, func(relay.TopicPartition, int64, []store.Header) { t.Error("a record") })
+	if err == nil {
+		t.Error("no error from reading a tail without the right to read")
 	}
 	topics, err := s.Topics(t.Context(), nil)
 	if err != nil || len(topics) != 2 || topics[0].MaxMessageBytes != defaultMaxMessageBytes {

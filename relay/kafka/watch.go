@@ -58,6 +58,9 @@ func (s *Sink) watchOnce(refresh bool) bool {
 		s.checkStall()
 		return true
 	}
+	if s.life.Err() != nil {
+		return true
+	}
 	if err != nil {
 		s.askAgain(names)
 		s.health.lost(err.Error())
