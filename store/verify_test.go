@@ -13,7 +13,7 @@ import (
 // population is a store in which everything occurs.
 type population struct {
 	*world
-	published, aborted, parked, follower, pending, dead, resolved, unread, unreadInDoubt store.Key
+	published, aborted, parked, follower, pending, dead, resolved, young, unread, unreadInDoubt store.Key
 }
 
 // populate fills a store as a platform at work leaves it behind at any moment.
@@ -34,10 +34,11 @@ func populate(t testing.TB) *population {
 	p.dead = p.publish("refused", b)
 	p.resolved = p.prepare("resolved")
 	p.resolve(p.resolved, store.KindCommit)
+	p.young = p.prepare("young")
 	p.park(p.parked, store.CauseInDoubt, store.Prepared)
 	p.park(p.follower, store.CauseFollower, store.Committed)
 	p.bury(p.dead, true)
-	p.checkpoint(map[store.Key]store.State{p.pending: store.Committed})
+	p.checkpoint(map[store.Key]store.State{p.pending: store.Committed, p.young: store.Prepared})
 
 	// One batch with requests that lose.
 	requests := []*store.Request{
