@@ -324,6 +324,34 @@ func TestReaderFollowsTheRing(t *testing.T) {
 	}
 }
 
+// A batch that began before the rotation may get a later xid than one that began after it: both generations are read at
+// once, or the cursor would pass the earlier one.
+func TestAStragglerAfterARotationHidesNothing(t *testing.T) {
+	t.Parallel()
+	db := storetest.New(t, storetest.WithShards(1))
+	r := openReader(t, db.Store)
+	cursors := cursorsAtStart(db.Store)
+	for gen := 1; gen < 5; gen++ {
+		read(t, r, cursors) // now it believes to know what is in use
+		db.Exec(t, `UPDATE outbox.generation SET used = true WHERE gen = $1`, gen)
+		for _, g := range []int{gen, gen - 1} {
+			db.Exec(t, `INSERT INTO outbox.log (shard, seq, gen, body) VALUES (0, 0, $1, '\x01')`, g)
+		}
+		end := storetest.Query[uint64](t, db, `SELECT pg_snapshot_xmax(pg_current_snapshot())`)[0]
+		var got []store.Segment
+		storetest.Eventually(t, within, func() bool { // in two reads if other tests hold the horizon between them
+			segments := read(t, r, cursors)
+			if got = append(got, segments...); len(got) > 0 {
+				cursors[0].Position = got[len(got)-1].Position
+			}
+			return r.Horizon().XID >= end
+		})
+		if len(got) != 2 {
+			t.Fatalf("read %v, want two segments", got)
+		}
+	}
+}
+
 func TestReadAt(t *testing.T) {
 	t.Parallel()
 	db := storetest.New(t, storetest.WithShards(2))
