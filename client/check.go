@@ -94,7 +94,9 @@ func (c *Client) RegisterDatabase(name string, db Database) error {
 	c.wg.Go(func() { c.keepRunning(name, db) })
 	c.mu.Unlock()
 
-	c.start()
+	if err := c.start(); err != nil {
+		return err
+	}
 	for _, s := range c.sessions {
 		s.renew() // Hello names the databases
 	}

@@ -94,7 +94,7 @@ func (c *Client) start() *Error {
 }
 
 // Close ends upkeep, waits up to Config.CloseTimeout for decisions that are not acknowledged, and closes all connections.
-// Calls under way fail. It always returns nil.
+// Calls under way fail.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	if c.closed {
@@ -117,8 +117,7 @@ func (c *Client) Close() error {
 	}
 	c.die()
 	c.wg.Wait()
-	c.unary.close()
-	return nil
+	return c.unary.close()
 }
 
 // Connect opens the session and waits until it is up. It is optional: calls do it by themselves. The error says why the last

@@ -89,7 +89,7 @@ func protoHeaders(headers, trace []Header) []*outboxv1.Header {
 	slab := make([]outboxv1.Header, n)
 	out := make([]*outboxv1.Header, n)
 	for i := range slab {
-		h := Header{}
+		var h Header
 		if i < len(headers) {
 			h = headers[i]
 		} else {

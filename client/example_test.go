@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log"
 	"time"
 
 	"github.com/outbox-platform/outbox/client"
@@ -18,7 +17,7 @@ func Example() {
 
 	c, err := client.New(client.Config{Target: platform.Addr(), Source: "orders", Plaintext: true})
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer c.Close()
 
@@ -35,7 +34,7 @@ func Example() {
 func ExampleError() {
 	c, err := client.New(client.Config{Target: "localhost:7070", Source: "orders", Plaintext: true})
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer c.Close()
 
@@ -58,7 +57,7 @@ func ExampleClient_Publish_again() {
 	platform := fakeplatform.Start(&example)
 	c, err := client.New(client.Config{Target: platform.Addr(), Source: "orders", Plaintext: true})
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer c.Close()
 
@@ -69,7 +68,7 @@ func ExampleClient_Publish_again() {
 	}
 	for range 3 {
 		if err := c.Publish(context.Background(), id, event); err != nil {
-			log.Fatal(err)
+			panic(err)
 		}
 	}
 	fmt.Println(platform.Published("4711"))

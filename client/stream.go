@@ -58,7 +58,7 @@ func (s *session) connect(ctx context.Context) (*stream, *Error) {
 		}
 		cancel(err)
 		if conn != nil {
-			conn.Close()
+			_ = conn.Close() // it never carried anything
 		}
 		return nil, e
 	}
@@ -231,7 +231,7 @@ func (st *stream) receiveLoop() {
 		err = cause
 	}
 	st.cancel(err)
-	st.conn.Close()
+	_ = st.conn.Close() // err says why the stream has ended
 	st.s.ended(st, err)
 	close(st.done)
 }

@@ -89,7 +89,7 @@ func (u *unaryConn) open(c *Client) error {
 	return err
 }
 
-func (u *unaryConn) close() { u.conn.Close() }
+func (u *unaryConn) close() error { return u.conn.Close() }
 
 // invoke makes one call. While the connection is not up it waits for it, unless failFast is set.
 func (u *unaryConn) invoke(ctx context.Context, method string, req, resp any, failFast bool) *Error {

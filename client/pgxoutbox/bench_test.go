@@ -44,7 +44,12 @@ func newBench(b *testing.B) *bench {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(b.Context()))
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx) }()
-	b.Cleanup(func() { cancel(); <-done })
+	b.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			b.Error(err)
+		}
+	})
 
 	x := &bench{}
 	dbConfig, err := pgxpool.ParseConfig(storetest.New(b, storetest.WithoutSchema()).DSN)

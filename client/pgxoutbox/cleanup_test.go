@@ -99,3 +99,16 @@ func TestUpkeepIsChecked(t *testing.T) {
 		}
 	}
 }
+
+// TestJanitorGoesOn: more old markers than one batch holds.
+func TestJanitorGoesOn(t *testing.T) {
+	w := newWorld(t, options{upkeep: pgxoutbox.Upkeep{JanitorInterval: 50 * time.Millisecond}})
+	w.p.SetHorizon(time.Now().Add(-2 * time.Hour))
+	w.exec(`INSERT INTO outbox_marker (id, created_at)
+		SELECT (lpad(to_hex((extract(epoch FROM now() - interval '3 hours') * 1000)::bigint), 12, '0') || '7' || substr(md5(n::text), 1, 3) ||
+		        '8' || substr(md5(n::text), 4, 15))::uuid, now() - interval '3 hours' FROM generate_series(1, 1100) n`)
+	w.p.Wait(t, "all to go", func() bool { return w.markers() == 0 })
+	if n := w.c.Stats().MarkersDeleted; n != 1100 {
+		t.Errorf("%d deleted", n)
+	}
+}

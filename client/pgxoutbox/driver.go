@@ -30,7 +30,7 @@ func (q queryer) QueryRow(ctx context.Context, sql string, args ...any) sourcedb
 }
 
 func (q queryer) Query(ctx context.Context, sql string, args ...any) (sourcedb.Rows, error) {
-	return q.s.Query(ctx, sql, args...)
+	return q.s.Query(ctx, sql, args...) //nolint:rowserrcheck // the protocol reads them to the end
 }
 
 // transaction is a pgx transaction that the protocol ends.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log"
 	"slices"
 
 	"github.com/jackc/pgx/v5"
@@ -22,11 +21,11 @@ func Example() {
 	// Once, when the service starts.
 	c, err := client.New(client.Config{Target: target, Source: "orders", Plaintext: true})
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer c.Close()
 	if err := pgxoutbox.Register(c, "", pool, pgxoutbox.Upkeep{}); err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 
 	// For every business transaction.
@@ -39,7 +38,7 @@ func Example() {
 		})
 	})
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	c.Close() // waits until the platform has acknowledged the commit
 	fmt.Println(platform.Published("4711"))
@@ -53,11 +52,11 @@ func ExampleInTx_retry() {
 	defer stop()
 	c, err := client.New(client.Config{Target: target, Source: "orders", Plaintext: true})
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer c.Close()
 	if err := pgxoutbox.Register(c, "", pool, pgxoutbox.Upkeep{}); err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 
 	serializable := pgxoutbox.Options{TxOptions: pgx.TxOptions{IsoLevel: pgx.Serializable}}
@@ -93,7 +92,7 @@ func ExampleMark() {
 	defer stop()
 	c, err := client.New(client.Config{Target: target, Source: "orders", Plaintext: true})
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer c.Close()
 
@@ -126,7 +125,7 @@ func ExampleMark() {
 		return nil
 	}()
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	c.Close() // waits until the platform has acknowledged the commit
 	fmt.Println(platform.Published("4711"))

@@ -2,7 +2,6 @@ package pgxoutbox_test
 
 import (
 	"context"
-	"log"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -18,19 +17,19 @@ func service() (target string, pool *pgxpool.Pool, platform *fakeplatform.Platfo
 	platform = fakeplatform.Start(example)
 	server, err := postgres.Start(ctx, postgres.Config{})
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	pool, err = pgxpool.New(ctx, server.DSN("postgres"))
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	if _, err := pool.Exec(ctx, schema+client.MarkerDDL); err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	return platform.Addr(), pool, platform, func() {
 		pool.Close()
 		if err := server.Stop(ctx); err != nil {
-			log.Fatal(err)
+			panic(err)
 		}
 		example.End()
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"google.golang.org/grpc/codes"
 
 	"github.com/outbox-platform/outbox/client"
@@ -348,4 +349,75 @@ func TestConcurrentOutages(t *testing.T) {
 func (w *world) settle(id string, want []string) {
 	w.t.Helper()
 	w.p.Wait(w.t, "all events of "+id, func() bool { return fmt.Sprint(w.p.Published(id)) == fmt.Sprint(want) })
+}
+
+// TestNoSecondConnection: when nobody can say whether spilled requests wait, spilling is the answer that keeps the order. It
+// also ends the wait of transactions that hold all connections of the pool and each want a second one.
+func TestNoSecondConnection(t *testing.T) {
+	w := newWorld(t, options{config: brisk, detached: true})
+	cfg := w.pool.Config().Copy()
+	cfg.MaxConns = 2
+	small, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(small.Close)
+	c := w.client(brisk)
+	if err := pgxoutbox.Register(c, "", small, pgxoutbox.Upkeep{DrainInterval: time.Hour, JanitorInterval: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	o := pgxoutbox.Options{TxOptions: pgx.TxOptions{IsoLevel: pgx.RepeatableRead}}
+	w.p.SetFault(func(call fakeplatform.Call) fakeplatform.Fault {
+		return fakeplatform.Fault{Silent: call.Name == "publish"}
+	})
+	both := make(chan struct{})
+	var arrived atomic.Int32
+	var wg sync.WaitGroup
+	for i := range 2 {
+		wg.Go(func() {
+			err := pgxoutbox.InTx(t.Context(), small, c, o, func(tx *pgxoutbox.Tx) error {
+				if err := upsert(t.Context(), tx, fmt.Sprint(i)); err != nil {
+					return err
+				}
+				if arrived.Add(1) == 2 {
+					close(both)
+				}
+				<-both
+				return tx.Publish(event(fmt.Sprint(i), "a"))
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := value[int](w, "SELECT count(*) FROM orders"); n != 2 {
+		t.Errorf("%d orders", n)
+	}
+	if n := value[int](w, "SELECT count(*) FROM outbox_marker WHERE spilled IS NOT NULL"); n == 0 {
+		t.Error("nobody spilled")
+	}
+}
+
+// TestSpillFails: the transaction fails with both reasons, and is rolled back.
+func TestSpillFails(t *testing.T) {
+	for name, body := range map[string]string{"refuses": "RAISE EXCEPTION 'no room'", "ignores": "RETURN NULL"} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, options{config: brisk, upkeep: pgxoutbox.Upkeep{DrainInterval: time.Hour}})
+			w.place("0", "connects")
+			w.exec("CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN " + body + "; END $$; " +
+				"CREATE TRIGGER no_room BEFORE UPDATE ON outbox_marker FOR EACH ROW EXECUTE FUNCTION no_room()")
+			w.down()
+			err := pgxoutbox.InTx(t.Context(), w.pool, w.c, pgxoutbox.Options{}, ordered(t.Context(), "1", "a"))
+			if err == nil || !strings.Contains(err.Error(), "spilling") {
+				t.Errorf("error: %v", err)
+			}
+			if name == "refuses" && !client.IsUnavailable(err) {
+				t.Errorf("the first reason is lost: %v", err)
+			}
+			if n := value[int](w, "SELECT count(*) FROM orders WHERE id = '1'"); n != 0 {
+				t.Errorf("%d orders", n)
+			}
+		})
+	}
 }

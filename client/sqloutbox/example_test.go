@@ -3,7 +3,7 @@ package sqloutbox_test
 import (
 	"context"
 	"database/sql"
-	"log"
+	"fmt"
 
 	"github.com/outbox-platform/outbox/client"
 	"github.com/outbox-platform/outbox/client/sqloutbox"
@@ -13,16 +13,16 @@ func ExampleInTx() {
 	ctx := context.Background()
 	db, err := sql.Open("pgx", "postgres://orders@localhost/orders") // import _ "github.com/jackc/pgx/v5/stdlib"
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer db.Close()
 	c, err := client.New(client.Config{Target: "outbox.example.com:7070", Source: "orders", Token: client.StaticToken("secret")})
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer c.Close()
 	if err := sqloutbox.Register(c, "", db, sqloutbox.Upkeep{}); err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	err = sqloutbox.InTx(ctx, db, c, sqloutbox.Options{}, func(tx *sqloutbox.Tx) error {
 		if _, err := tx.ExecContext(ctx, "UPDATE orders SET state = 'paid' WHERE id = $1", "4711"); err != nil {
@@ -33,6 +33,6 @@ func ExampleInTx() {
 		})
 	})
 	if err != nil {
-		log.Print(err)
+		fmt.Println(err)
 	}
 }

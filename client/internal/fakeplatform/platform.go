@@ -213,8 +213,8 @@ func (p *Platform) arrived(c Call) Fault {
 	return fault(c)
 }
 
-// do does a call under its fault. answered false: the caller must not answer.
-func (p *Platform) do(ctx context.Context, c Call, f Fault, work func() error) (err error, answered bool) {
+// do does a call's work under its fault. answered false: the caller must not answer.
+func (p *Platform) do(ctx context.Context, f Fault, work func() error) (err error, answered bool) {
 	if f.After > 0 {
 		t := time.NewTimer(f.After)
 		defer t.Stop()
@@ -246,7 +246,7 @@ func (p *Platform) do(ctx context.Context, c Call, f Fault, work func() error) (
 func (p *Platform) unary(ctx context.Context, c Call, work func() error) error {
 	c.Unary = true
 	p.authorize(ctx)
-	err, answered := p.do(ctx, c, p.arrived(c), work)
+	err, answered := p.do(ctx, p.arrived(c), work)
 	if !answered {
 		<-ctx.Done()
 		return ctx.Err()

@@ -115,7 +115,7 @@ func (s *fakeSession) calls(calls []*outboxv1.SessionRequest_Call) {
 		what, work := s.p.workOf(c)
 		f := s.p.arrived(what)
 		run := func() *outboxv1.SessionResponse_Result {
-			err, answered := s.p.do(s.ctx, what, f, work)
+			err, answered := s.p.do(s.ctx, f, work)
 			if !answered {
 				return nil
 			}
