@@ -135,6 +135,22 @@ func TestDeadlockIsRetried(t *testing.T) {
 	}
 }
 
+// The row with the counts arrives before the transaction commits, and committing may fail: nothing is answered before.
+func TestNothingIsAnsweredBeforeCommit(t *testing.T) {
+	t.Parallel()
+	db := storetest.New(t)
+	failing(t, db, "23514", 1000)
+	db.Exec(t, `DROP TRIGGER fail ON outbox.tx`)
+	db.Exec(t, `CREATE CONSTRAINT TRIGGER fail AFTER INSERT ON outbox.tx DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.fail()`)
+	w := runWriter(t, db.Store, store.WriterConfig{MaxWait: within})
+	k := storetest.Key(1)
+	do(t, w, prepare(k, order("1")), store.ErrInvalid)
+	do(t, w, commit(k, 0), store.ErrUnknown)
+	db.Exec(t, `DROP TRIGGER fail ON outbox.tx`)
+	do(t, w, prepare(k, order("1")), nil)
+	checkLogged(t, readLog(t, db.Store), k, 1, store.Prepared)
+}
+
 // failing makes inserts into tx fail with an SQLSTATE, a number of times.
 func failing(t *testing.T, db *storetest.Database, sqlstate string, times int) {
 	t.Helper()
