@@ -2,6 +2,7 @@ import datetime
 
 from buf.validate import validate_pb2 as _validate_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from outbox.v1 import outbox_service_pb2 as _outbox_service_pb2
 from outbox.v1 import transaction_pb2 as _transaction_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -282,3 +283,111 @@ class OperateAggregateResponse(_message.Message):
     outcome: str
     events: int
     def __init__(self, operation_id: _Optional[int] = ..., done: _Optional[bool] = ..., outcome: _Optional[str] = ..., events: _Optional[int] = ...) -> None: ...
+
+class ListInDoubtTransactionsRequest(_message.Message):
+    __slots__ = ("source", "page_size", "page_token")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    page_size: int
+    page_token: str
+    def __init__(self, source: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListInDoubtTransactionsResponse(_message.Message):
+    __slots__ = ("transactions", "next_page_token")
+    TRANSACTIONS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    transactions: _containers.RepeatedCompositeFieldContainer[InDoubtTransaction]
+    next_page_token: str
+    def __init__(self, transactions: _Optional[_Iterable[_Union[InDoubtTransaction, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class InDoubtTransaction(_message.Message):
+    __slots__ = ("source", "transaction_id", "database_transaction", "aggregate_type", "aggregate_id", "since", "checks", "last_answer", "next_check_time", "events", "waiting")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
+    DATABASE_TRANSACTION_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATE_ID_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    CHECKS_FIELD_NUMBER: _ClassVar[int]
+    LAST_ANSWER_FIELD_NUMBER: _ClassVar[int]
+    NEXT_CHECK_TIME_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    transaction_id: bytes
+    database_transaction: _transaction_pb2.DatabaseTransaction
+    aggregate_type: str
+    aggregate_id: str
+    since: _timestamp_pb2.Timestamp
+    checks: int
+    last_answer: str
+    next_check_time: _timestamp_pb2.Timestamp
+    events: int
+    waiting: int
+    def __init__(self, source: _Optional[str] = ..., transaction_id: _Optional[bytes] = ..., database_transaction: _Optional[_Union[_transaction_pb2.DatabaseTransaction, _Mapping]] = ..., aggregate_type: _Optional[str] = ..., aggregate_id: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., checks: _Optional[int] = ..., last_answer: _Optional[str] = ..., next_check_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., events: _Optional[int] = ..., waiting: _Optional[int] = ...) -> None: ...
+
+class DecideTransactionRequest(_message.Message):
+    __slots__ = ("source", "transaction_id", "decision", "reason")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    transaction_id: bytes
+    decision: _transaction_pb2.Transaction.State
+    reason: str
+    def __init__(self, source: _Optional[str] = ..., transaction_id: _Optional[bytes] = ..., decision: _Optional[_Union[_transaction_pb2.Transaction.State, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class DecideTransactionResponse(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: _transaction_pb2.Transaction.State
+    def __init__(self, state: _Optional[_Union[_transaction_pb2.Transaction.State, str]] = ...) -> None: ...
+
+class CheckTransactionRequest(_message.Message):
+    __slots__ = ("source", "transaction_id")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    transaction_id: bytes
+    def __init__(self, source: _Optional[str] = ..., transaction_id: _Optional[bytes] = ...) -> None: ...
+
+class CheckTransactionResponse(_message.Message):
+    __slots__ = ("outcome", "reason", "evidence", "method", "state")
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    outcome: _outbox_service_pb2.SessionRequest.CheckAnswer.Outcome
+    reason: str
+    evidence: str
+    method: str
+    state: _transaction_pb2.Transaction.State
+    def __init__(self, outcome: _Optional[_Union[_outbox_service_pb2.SessionRequest.CheckAnswer.Outcome, str]] = ..., reason: _Optional[str] = ..., evidence: _Optional[str] = ..., method: _Optional[str] = ..., state: _Optional[_Union[_transaction_pb2.Transaction.State, str]] = ...) -> None: ...
+
+class ConfirmFailoverRequest(_message.Message):
+    __slots__ = ("source", "database", "timeline", "reason", "validate_only")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    DATABASE_FIELD_NUMBER: _ClassVar[int]
+    TIMELINE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    database: str
+    timeline: int
+    reason: str
+    validate_only: bool
+    def __init__(self, source: _Optional[str] = ..., database: _Optional[str] = ..., timeline: _Optional[int] = ..., reason: _Optional[str] = ..., validate_only: _Optional[bool] = ...) -> None: ...
+
+class ConfirmFailoverResponse(_message.Message):
+    __slots__ = ("committed", "aborted", "undecided")
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    ABORTED_FIELD_NUMBER: _ClassVar[int]
+    UNDECIDED_FIELD_NUMBER: _ClassVar[int]
+    committed: int
+    aborted: int
+    undecided: int
+    def __init__(self, committed: _Optional[int] = ..., aborted: _Optional[int] = ..., undecided: _Optional[int] = ...) -> None: ...

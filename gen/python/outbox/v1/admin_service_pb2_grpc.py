@@ -77,6 +77,26 @@ class AdminServiceStub:
                 request_serializer=outbox_dot_v1_dot_admin__service__pb2.OperateAggregateRequest.SerializeToString,
                 response_deserializer=outbox_dot_v1_dot_admin__service__pb2.OperateAggregateResponse.FromString,
                 _registered_method=True)
+        self.ListInDoubtTransactions = channel.unary_unary(
+                '/outbox.v1.AdminService/ListInDoubtTransactions',
+                request_serializer=outbox_dot_v1_dot_admin__service__pb2.ListInDoubtTransactionsRequest.SerializeToString,
+                response_deserializer=outbox_dot_v1_dot_admin__service__pb2.ListInDoubtTransactionsResponse.FromString,
+                _registered_method=True)
+        self.DecideTransaction = channel.unary_unary(
+                '/outbox.v1.AdminService/DecideTransaction',
+                request_serializer=outbox_dot_v1_dot_admin__service__pb2.DecideTransactionRequest.SerializeToString,
+                response_deserializer=outbox_dot_v1_dot_admin__service__pb2.DecideTransactionResponse.FromString,
+                _registered_method=True)
+        self.CheckTransaction = channel.unary_unary(
+                '/outbox.v1.AdminService/CheckTransaction',
+                request_serializer=outbox_dot_v1_dot_admin__service__pb2.CheckTransactionRequest.SerializeToString,
+                response_deserializer=outbox_dot_v1_dot_admin__service__pb2.CheckTransactionResponse.FromString,
+                _registered_method=True)
+        self.ConfirmFailover = channel.unary_unary(
+                '/outbox.v1.AdminService/ConfirmFailover',
+                request_serializer=outbox_dot_v1_dot_admin__service__pb2.ConfirmFailoverRequest.SerializeToString,
+                response_deserializer=outbox_dot_v1_dot_admin__service__pb2.ConfirmFailoverResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -145,6 +165,40 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListInDoubtTransactions(self, request, context):
+        """ListInDoubtTransactions lists transactions that are undecided and whose events are parked for that, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DecideTransaction(self, request, context):
+        """DecideTransaction decides a transaction in place of its source. It is recorded for ever as the operator's. Use it only
+        with proof of what the source's local transaction did.
+        NOT_FOUND: unknown or past retention. FAILED_PRECONDITION: it is decided otherwise already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckTransaction(self, request, context):
+        """CheckTransaction asks the source and its database about a transaction now, and decides it if the answer is conclusive.
+        NOT_FOUND: unknown or past retention. FAILED_PRECONDITION: it is not in doubt, so there is nothing to ask.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmFailover(self, request, context):
+        """ConfirmFailover says that the primary which wrote a timeline of a source database is fenced for good. Every in-doubt
+        transaction of that timeline is then decided by its marker on the present primary: COMMITTED if it is there, ABORTED if
+        not. It needs direct access to the database (dsn_ref).
+        FAILED_PRECONDITION: no direct access, or the database is not on a later timeline of the same system.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -187,6 +241,26 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.OperateAggregate,
                     request_deserializer=outbox_dot_v1_dot_admin__service__pb2.OperateAggregateRequest.FromString,
                     response_serializer=outbox_dot_v1_dot_admin__service__pb2.OperateAggregateResponse.SerializeToString,
+            ),
+            'ListInDoubtTransactions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListInDoubtTransactions,
+                    request_deserializer=outbox_dot_v1_dot_admin__service__pb2.ListInDoubtTransactionsRequest.FromString,
+                    response_serializer=outbox_dot_v1_dot_admin__service__pb2.ListInDoubtTransactionsResponse.SerializeToString,
+            ),
+            'DecideTransaction': grpc.unary_unary_rpc_method_handler(
+                    servicer.DecideTransaction,
+                    request_deserializer=outbox_dot_v1_dot_admin__service__pb2.DecideTransactionRequest.FromString,
+                    response_serializer=outbox_dot_v1_dot_admin__service__pb2.DecideTransactionResponse.SerializeToString,
+            ),
+            'CheckTransaction': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckTransaction,
+                    request_deserializer=outbox_dot_v1_dot_admin__service__pb2.CheckTransactionRequest.FromString,
+                    response_serializer=outbox_dot_v1_dot_admin__service__pb2.CheckTransactionResponse.SerializeToString,
+            ),
+            'ConfirmFailover': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmFailover,
+                    request_deserializer=outbox_dot_v1_dot_admin__service__pb2.ConfirmFailoverRequest.FromString,
+                    response_serializer=outbox_dot_v1_dot_admin__service__pb2.ConfirmFailoverResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -408,6 +482,114 @@ class AdminService:
             '/outbox.v1.AdminService/OperateAggregate',
             outbox_dot_v1_dot_admin__service__pb2.OperateAggregateRequest.SerializeToString,
             outbox_dot_v1_dot_admin__service__pb2.OperateAggregateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListInDoubtTransactions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outbox.v1.AdminService/ListInDoubtTransactions',
+            outbox_dot_v1_dot_admin__service__pb2.ListInDoubtTransactionsRequest.SerializeToString,
+            outbox_dot_v1_dot_admin__service__pb2.ListInDoubtTransactionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DecideTransaction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outbox.v1.AdminService/DecideTransaction',
+            outbox_dot_v1_dot_admin__service__pb2.DecideTransactionRequest.SerializeToString,
+            outbox_dot_v1_dot_admin__service__pb2.DecideTransactionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckTransaction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outbox.v1.AdminService/CheckTransaction',
+            outbox_dot_v1_dot_admin__service__pb2.CheckTransactionRequest.SerializeToString,
+            outbox_dot_v1_dot_admin__service__pb2.CheckTransactionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmFailover(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outbox.v1.AdminService/ConfirmFailover',
+            outbox_dot_v1_dot_admin__service__pb2.ConfirmFailoverRequest.SerializeToString,
+            outbox_dot_v1_dot_admin__service__pb2.ConfirmFailoverResponse.FromString,
             options,
             channel_credentials,
             insecure,
