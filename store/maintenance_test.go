@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"testing"
@@ -59,8 +60,15 @@ func TestRotation(t *testing.T) {
 	if r := w.maintain(small); !r.Rotated || r.Unreleased != 2 {
 		t.Fatalf("large: %+v", r)
 	}
+	big := events("big")
+	big[0].Payload = make([]byte, 1<<20)
+	_, _ = rand.Read(big[0].Payload) // so that it does not get smaller
+	w.do(&store.Request{Kind: store.KindPublish, Key: storetest.Key(w.src.ID), Events: big})
+	if r := w.maintain(store.MaintenanceConfig{GenerationBytes: 1 << 20}); !r.Rotated {
+		t.Fatalf("large because of an event that is stored out of line: %+v", r)
+	}
 	w.publish("c")
-	if n := w.one(`SELECT count(*) FROM outbox.log WHERE gen = (SELECT gen FROM outbox.control)`); n != 1 || w.one(`SELECT gen FROM outbox.control`) != 2 {
+	if n := w.one(`SELECT count(*) FROM outbox.log WHERE gen = (SELECT gen FROM outbox.control)`); n != 1 || w.one(`SELECT gen FROM outbox.control`) != 3 {
 		t.Fatal("the writer does not write to the open generation")
 	}
 	w.sound()

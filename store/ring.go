@@ -11,12 +11,13 @@ import (
 
 // generation is one partition of the log ring.
 type generation struct {
-	number   int16
-	used     bool
-	closed   bool
-	age      time.Duration // since it was closed, or, of the open one, since it was opened
-	bytes    int64         // with indexes
-	heapSize int64
+	number  int16
+	used    bool
+	closed  bool
+	age     time.Duration // since it was closed, or, of the open one, since it was opened
+	bytes   int64         // everything
+	content int64         // with segments that are stored out of line, without the index
+	empty   bool
 }
 
 func (g *generation) table() string {
@@ -30,7 +31,7 @@ func (m *maintenance) ring(ctx context.Context) error {
 		return err
 	}
 	current, next := &ring[open], &ring[(int(open)+1)%len(ring)]
-	due := current.heapSize >= m.cfg.GenerationBytes || current.heapSize > 0 && current.age >= m.cfg.LogRetention/6
+	due := !current.empty && (current.content >= m.cfg.GenerationBytes || current.age >= m.cfg.LogRetention/6)
 	for i := range ring {
 		g := &ring[i]
 		// The next generation is emptied before its retention is over: the ring needs it.
@@ -52,7 +53,7 @@ func (m *maintenance) ring(ctx context.Context) error {
 	}
 	for i := range ring {
 		m.report.LogBytes += ring[i].bytes
-		if ring[i].used && ring[i].heapSize > 0 {
+		if ring[i].used && !ring[i].empty {
 			m.report.Unreleased++
 		}
 	}
@@ -66,14 +67,14 @@ func (m *maintenance) generations(ctx context.Context) (open int16, ring []gener
 	}
 	rows, err := m.conn.Query(ctx, `
 		SELECT g.gen, g.used, g.closed_at IS NOT NULL, extract(epoch FROM now() - coalesce(g.closed_at, c.gen_since))::float8,
-		       pg_total_relation_size('outbox.log_' || g.gen), pg_relation_size('outbox.log_' || g.gen)
+		       pg_total_relation_size('outbox.log_' || g.gen), pg_table_size('outbox.log_' || g.gen), pg_relation_size('outbox.log_' || g.gen) = 0
 		FROM outbox.generation g, outbox.control c ORDER BY g.gen`)
 	if err != nil {
 		return 0, nil, storeError(doing, err)
 	}
 	ring, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (g generation, err error) {
 		var age float64
-		err = row.Scan(&g.number, &g.used, &g.closed, &age, &g.bytes, &g.heapSize)
+		err = row.Scan(&g.number, &g.used, &g.closed, &age, &g.bytes, &g.content, &g.empty)
 		g.age = time.Duration(age * float64(time.Second))
 		return g, err
 	})
@@ -154,7 +155,7 @@ func (m *maintenance) truncate(ctx context.Context, g *generation) error {
 		return storeError(doing, err)
 	}
 	m.report.Truncated++
-	*g = generation{number: g.number}
+	*g = generation{number: g.number, empty: true}
 	return nil
 }
 
