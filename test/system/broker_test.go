@@ -25,6 +25,8 @@ type broker interface {
 	signal(syscall.Signal) error
 	// restart starts it again on its data and port and returns when it serves.
 	restart(ctx context.Context) error
+	// keepsTime reports whether it honours message.timestamp.type=LogAppendTime.
+	keepsTime() bool
 }
 
 // brokers are the two kinds, by name.
@@ -57,7 +59,10 @@ func (b apacheBroker) kill()                             { b.Kill(0) }
 func (b apacheBroker) signal(s syscall.Signal) error     { return syscall.Kill(b.PID(0), s) }
 func (b apacheBroker) restart(ctx context.Context) error { return b.Restart(ctx, 0) }
 
-// fakeBroker is a fake one in a process of its own: this test binary, started with roleEnv.
+func (apacheBroker) keepsTime() bool { return true }
+
+// fakeBroker is a fake one in a process of its own: this test binary, started with roleEnv. After kill -9 it has all records
+// but has forgotten what idempotent producers sent last: what was under way is then written twice.
 type fakeBroker struct {
 	t       testing.TB
 	dir     string
@@ -107,6 +112,8 @@ func (b *fakeBroker) CreateTopic(ctx context.Context, name string, partitions in
 
 func (b *fakeBroker) kill()                         { end(b.t, b.running, syscall.SIGKILL) }
 func (b *fakeBroker) signal(s syscall.Signal) error { return b.running.Signal(s) }
+
+func (*fakeBroker) keepsTime() bool { return false }
 
 func (b *fakeBroker) restart(context.Context) error {
 	self, err := os.Executable()

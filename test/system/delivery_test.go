@@ -22,7 +22,7 @@ func TestEveryCommittedEventArrivesOnce(t *testing.T) {
 				t.Errorf("transactions failed: %q", tally.Errors())
 			}
 			report := s.settle(nil)
-			if report.Broken() || report.Duplicates() != 0 || report.Late.Count != 0 {
+			if report.Broken() || len(report.Repeats) != 0 || report.Late.Count != 0 {
 				t.Error("the history is not what was promised")
 			}
 			for _, process := range append(p.relays, p.servers...) {

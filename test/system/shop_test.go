@@ -149,7 +149,7 @@ func (s *shop) read() []history.Record {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	records, err := history.FromKafka(read, true)
+	records, err := history.FromKafka(read, s.broker.keepsTime())
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -21,6 +21,7 @@ func Check(committed []Event, records []Record, partitions map[string]int) (*Rep
 		parts:   partitions,
 		streams: map[stream]int64{},
 		epochs:  map[shardPlace]int64{},
+		zombies: map[zombie]int{},
 		topics:  map[string]kgo.TopicPartitioner{},
 	}
 	if err := c.index(committed); err != nil {
@@ -61,6 +62,13 @@ type shardPlace struct {
 	partition int32
 }
 
+// zombie is a holder that had lost its shard, with an aggregate of it.
+type zombie struct {
+	shard     int
+	epoch     int64
+	aggregate string
+}
+
 type check struct {
 	report     Report
 	events     map[uuid.UUID]*event
@@ -68,6 +76,7 @@ type check struct {
 	parts      map[string]int
 	streams    map[stream]int64     // highest rank seen
 	epochs     map[shardPlace]int64 // highest epoch seen
+	zombies    map[zombie]int       // late records
 	topics     map[string]kgo.TopicPartitioner
 }
 
@@ -98,8 +107,8 @@ func (c *check) index(committed []Event) error {
 
 // record judges one record; they come by partition and offset.
 func (c *check) record(r *Record) {
-	c.epoch(r)
 	e := c.events[r.ID]
+	c.epoch(e, r)
 	if e == nil || e.Topic != r.Topic {
 		c.report.Phantom.addf("%s: no committed event %s on this topic", at(r), r.ID)
 		return
@@ -113,12 +122,11 @@ func (c *check) record(r *Record) {
 		e.first = r
 		return
 	}
-	duplicate := &c.report.Unexplained
-	if e.first.Shard == r.Shard && e.first.Epoch != r.Epoch {
-		duplicate = &c.report.Takeover
-	}
-	duplicate.addf("%s repeats %s: event %s, aggregate %s version %d, written by %d:%d and %d:%d",
-		at(r), at(e.first), e.ID, e.Aggregate, e.Version, e.first.Shard, e.first.Epoch, r.Shard, r.Epoch)
+	c.report.Repeats = append(c.report.Repeats, Repeat{
+		FirstEpoch: e.first.Epoch, Epoch: r.Epoch, AppendedAt: r.AppendedAt,
+		What: fmt.Sprintf("%s repeats %s: event %s, aggregate %s version %d, written by %d:%d and %d:%d",
+			at(r), at(e.first), e.ID, e.Aggregate, e.Version, e.first.Shard, e.first.Epoch, r.Shard, r.Epoch),
+	})
 }
 
 // order: the n-th event of an aggregate may come when the first n-1 have been seen. That catches a swap as well as a gap,
@@ -152,13 +160,24 @@ func (c *check) content(e *event, r *Record) {
 	}
 }
 
-func (c *check) epoch(r *Record) {
+// epoch: a holder that lost its shard delivers nothing any more, but for the one record of each aggregate that may have been
+// under way.
+func (c *check) epoch(e *event, r *Record) {
 	p := shardPlace{r.Shard, r.Topic, r.Partition}
 	highest, seen := c.epochs[p]
-	if seen && r.Epoch < highest {
-		c.report.Late.addf("%s: written by %d:%d after %d:%d had written", at(r), r.Shard, r.Epoch, r.Shard, highest)
-	}
 	c.epochs[p] = max(highest, r.Epoch)
+	if !seen || r.Epoch >= highest {
+		return
+	}
+	c.report.Late.addf("%s: written by %d:%d after %d:%d had written", at(r), r.Shard, r.Epoch, r.Shard, highest)
+	if e == nil {
+		return
+	}
+	z := zombie{r.Shard, r.Epoch, e.Aggregate}
+	if c.zombies[z]++; c.zombies[z] > 1 {
+		c.report.Zombie.addf("%s: written by %d:%d after %d:%d had written, and not the first of aggregate %s",
+			at(r), r.Shard, r.Epoch, r.Shard, highest, e.Aggregate)
+	}
 }
 
 // partition is where Kafka's own default partitioner puts a key, by a foreign implementation.

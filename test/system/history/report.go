@@ -3,6 +3,7 @@ package history
 import (
 	"fmt"
 	"strings"
+	"time"
 )
 
 // shown is how many findings of one kind a report spells out.
@@ -22,13 +23,26 @@ type Report struct {
 	Altered Findings
 	// Misplaced records are not on the partition that Java's partitioner chooses for their key.
 	Misplaced Findings
-	// Late records were written with an older epoch than a record before them on the same partition and shard: a holder
-	// that had lost its shard still got one out. They are repeats or they count as reordered too.
+	// Zombie records were written by a holder that had lost its shard, beyond the one per aggregate that may have been
+	// under way when it lost it.
+	Zombie Findings
+	// Late records were written with an older epoch than a record before them on the same partition and shard. They break
+	// nothing when they are repeats, and count as reordered or zombie too when they do.
 	Late Findings
-	// Takeover duplicates are repeats of an event by another holder of its shard: its epoch differs.
-	Takeover Findings
-	// Unexplained duplicates are repeats by the same holder.
-	Unexplained Findings
+	// Repeats are records of an event that had a record already. Promised is only when they may occur: around takeovers.
+	Repeats []Repeat
+}
+
+// Repeat is a duplicate.
+type Repeat struct {
+	// FirstEpoch is that of the first record of the event, Epoch that of this one. They differ when another holder repeated
+	// what its predecessor had done. They are the same when a holder delivered again what it had given up, not knowing that
+	// Kafka had it.
+	FirstEpoch, Epoch int64
+	// AppendedAt is when it was written, by the broker's clock, if the topic keeps that.
+	AppendedAt time.Time
+	// What says which record it is.
+	What string
 }
 
 // Findings counts the findings of one kind and keeps the first few.
@@ -44,30 +58,38 @@ func (f *Findings) addf(format string, args ...any) {
 	}
 }
 
-// Duplicates is the number of records that repeat an event.
-func (r *Report) Duplicates() int { return r.Takeover.Count + r.Unexplained.Count }
-
-// Broken reports whether a promise was broken. Duplicates that a takeover explains, and late records that are mere
-// repeats, break none.
+// Broken reports whether a promise was broken. Whether the repeats came when they may is for the caller to judge, who knows
+// what happened when.
 func (r *Report) Broken() bool {
-	return r.Lost.Count+r.Phantom.Count+r.Reordered.Count+r.Altered.Count+r.Misplaced.Count+r.Unexplained.Count > 0
+	return r.Lost.Count+r.Phantom.Count+r.Reordered.Count+r.Altered.Count+r.Misplaced.Count+r.Zombie.Count > 0
 }
 
 // String is the report for a person: one line of numbers, then the first findings of each kind.
 func (r *Report) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "committed %d, records %d: lost %d, phantom %d, reordered %d, altered %d, misplaced %d, late %d, duplicates %d (%d by takeover)",
+	sameHolder := 0
+	for _, repeat := range r.Repeats {
+		if repeat.Epoch == repeat.FirstEpoch {
+			sameHolder++
+		}
+	}
+	fmt.Fprintf(&b, "committed %d, records %d: lost %d, phantom %d, reordered %d, altered %d, misplaced %d, zombie %d, late %d, repeats %d (%d of them by the same holder)",
 		r.Committed, r.Records, r.Lost.Count, r.Phantom.Count, r.Reordered.Count, r.Altered.Count, r.Misplaced.Count,
-		r.Late.Count, r.Duplicates(), r.Takeover.Count)
+		r.Zombie.Count, r.Late.Count, len(r.Repeats), sameHolder)
 	for _, kind := range []struct {
 		name     string
 		findings Findings
 	}{
 		{"lost", r.Lost}, {"phantom", r.Phantom}, {"reordered", r.Reordered}, {"altered", r.Altered},
-		{"misplaced", r.Misplaced}, {"late", r.Late}, {"takeover duplicate", r.Takeover}, {"unexplained duplicate", r.Unexplained},
+		{"misplaced", r.Misplaced}, {"zombie", r.Zombie}, {"late", r.Late},
 	} {
 		for _, line := range kind.findings.First {
 			fmt.Fprintf(&b, "\n  %s: %s", kind.name, line)
+		}
+	}
+	for i, repeat := range r.Repeats {
+		if i < 2*shown {
+			fmt.Fprintf(&b, "\n  repeat: %s", repeat.What)
 		}
 	}
 	return b.String()
