@@ -69,9 +69,9 @@ func (c *core) checkpoint(s *shard, now time.Time) store.Checkpoint {
 	if len(pend) > 0 {
 		cp.Oldest = min(cp.Oldest, pend[0].XID)
 	}
-	if s.offsetsChanged && now.Sub(s.offsetsSince) >= offsetsEvery {
+	if s.offsetsChanged && (s.offsetsAdded || now.Sub(s.offsetsSince) >= offsetsEvery) {
 		cp.Offsets = s.encodeOffsets()
-		s.offsetsChanged = false
+		s.offsetsChanged, s.offsetsAdded = false, false
 		s.offsetsSince = now
 	}
 	return cp

@@ -154,6 +154,7 @@ func (s *shard) acknowledged(tp TopicPartition, offset int64) {
 	}
 	if !ok {
 		tp.Topic = cloneString(tp.Topic) // it may point into a segment
+		s.offsetsAdded = true
 	}
 	s.offsets[tp] = next
 	s.offsetsChanged = true

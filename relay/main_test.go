@@ -35,14 +35,16 @@ type platform struct {
 func newPlatform(t *testing.T, opts ...storetest.Option) *platform {
 	t.Helper()
 	opts = append([]storetest.Option{storetest.WithShards(2)}, opts...)
-	db := storetest.New(t, opts...)
-	return &platform{
-		t:       t,
-		db:      db,
-		writer:  db.Writer(t, store.WriterConfig{}),
-		cluster: relaytest.NewCluster(3, "orders", "bills"),
-		source:  db.Source(t, "shop"),
-	}
+	p := &platform{t: t, db: storetest.New(t, opts...)}
+	p.fill()
+	return p
+}
+
+// fill adds everything that is not there.
+func (p *platform) fill() {
+	p.writer = p.db.Writer(p.t, store.WriterConfig{})
+	p.cluster = relaytest.NewCluster(3, "orders", "bills")
+	p.source = p.db.Source(p.t, "shop")
 }
 
 // register makes a source with a failure policy.

@@ -74,6 +74,7 @@ type shard struct {
 	// offsets acknowledged, for the next holder.
 	offsets        map[TopicPartition]int64
 	offsetsChanged bool
+	offsetsAdded   bool      // a partition came
 	offsetsSince   time.Time // when saved.Offsets was made
 
 	// After a takeover: aggregates that had rows, and what the last holder delivered.

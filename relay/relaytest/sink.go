@@ -21,6 +21,7 @@ type Sink struct {
 	queue  []*relay.Delivery // not written
 	acks   []*relay.Delivery // written, report held back
 	hold   bool
+	stall  bool
 	purges int
 	closed bool
 }
@@ -47,6 +48,14 @@ func (s *Sink) HoldAcks(hold bool) {
 		}
 		s.acks = nil
 	}
+}
+
+// HoldWrites keeps records queued, as a producer does that cannot reach the brokers. False: what is queued is written.
+func (s *Sink) HoldWrites(hold bool) {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	s.stall = hold
+	s.flush()
 }
 
 // Unreported is the number of records whose report is held back or which are queued.
@@ -93,7 +102,7 @@ func (s *Sink) Deliver(d *relay.Delivery) error {
 
 // flush writes what is queued. The cluster's lock is held.
 func (s *Sink) flush() {
-	if s.c.down {
+	if s.c.down || s.stall {
 		return
 	}
 	for _, d := range s.queue {
