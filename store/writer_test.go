@@ -520,14 +520,15 @@ func TestResolutionIsStoredIfItWins(t *testing.T) {
 		return &store.Resolution{Method: method, Evidence: []byte(`{"timeline":"00000001"}`), Actor: "server-1"}
 	}
 	won, lost, bare := storetest.Key(1), storetest.Key(1), storetest.Key(1)
+	var token store.ShardSet
 	for _, k := range []store.Key{won, lost, bare} {
-		do(t, w, prepare(k, order("1")), nil)
+		token = do(t, w, prepare(k, order("1")), nil).Shards
 	}
 	do(t, w, commit(lost, 0), nil)
 	r := abort(won, 0)
 	r.Resolution = evidence("direct")
 	do(t, w, r, nil)
-	r = abort(lost, 0)
+	r = abort(lost, token)
 	r.Resolution = evidence("direct")
 	do(t, w, r, &store.DecidedError{State: store.Committed})
 	r = commit(bare, 0)
@@ -636,7 +637,8 @@ func TestRunDrains(t *testing.T) {
 	var requests []*store.Request
 	for i := range 200 {
 		k := storetest.Key(1)
-		requests = append(requests, prepare(k, order(fmt.Sprint(i))), commit(k, 0), abort(storetest.Key(1), 0))
+		e := order(fmt.Sprint(i))
+		requests = append(requests, prepare(k, e), prepare(k, e), commit(k, 0), abort(storetest.Key(1), 0))
 	}
 	p.submit(t, w, requests...)
 	cancel()
@@ -648,7 +650,7 @@ func TestRunDrains(t *testing.T) {
 	}
 	for i, r := range requests {
 		want := error(nil)
-		if i%3 == 2 {
+		if i%4 == 3 {
 			want = store.ErrUnknown
 		}
 		checkAnswer(t, r, p.answers[r].Err, want)
