@@ -106,8 +106,9 @@ func New(ctx context.Context, cfg Config) (*Sink, error) {
 	return s, nil
 }
 
-// Deliver implements relay.Sink. The record's memory must be left alone until it returns; d belongs to the Sink until its
-// report.
+// Deliver implements relay.Sink. d and its record belong to the Sink until the report: a record that is refused in company
+// is delivered once more, alone. The report of an acknowledged record has offset -1 in the rare case that the broker does
+// not tell it.
 func (s *Sink) Deliver(d *relay.Delivery) error {
 	d.Partition, d.Offset, d.Err = -1, -1, nil
 	size := recordBytes(&d.Record)
@@ -205,7 +206,8 @@ func (s *Sink) acknowledged(e *entry, partition int32, offset int64) {
 	s.lastAck.Store(now.UnixNano())
 	s.health.contact()
 	s.metrics.acknowledged(now.Sub(e.since))
-	e.d.Partition, e.d.Offset = partition, offset
+	// A broker that recognises a repetition may not remember where the original is.
+	e.d.Partition, e.d.Offset = partition, max(offset, -1)
 	s.report(e)
 }
 
