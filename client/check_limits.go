@@ -2,6 +2,7 @@ package client
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -154,8 +155,9 @@ func (v *violations) event(i int, e *outboxv1.Event) int {
 	v.text(i, "content_type", e.ContentType, 0)
 	v.large(i, "key", len(e.Key), maxKey)
 	v.headers(i, e.Headers)
-	if t := e.OccurredAt; t.CheckValid() != nil || t.AsTime().Before(time.Unix(0, 0)) {
-		v.add(i, "occurred_at", "is not a time between 1970 and 9999")
+	// Kafka counts milliseconds from 1970, and the platform keeps nanoseconds in 63 bits.
+	if t := e.OccurredAt; !t.IsValid() || t.AsTime().Compare(time.Unix(0, 0)) <= 0 || t.GetSeconds() >= math.MaxInt64/int64(time.Second) {
+		v.add(i, "occurred_at", "is not a time after 1970-01-01 and before 2262")
 	}
 	size := len(e.Topic) + len(e.AggregateType) + len(e.AggregateId) + len(e.EventType) + len(e.ContentType) +
 		len(e.Key) + len(e.Payload)

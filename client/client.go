@@ -158,6 +158,8 @@ func (c *Client) Link() (Link, <-chan struct{}) {
 
 // linkChanged recomputes the link: up when any session is, down when all are.
 func (c *Client) linkChanged() {
+	c.mu.Lock() // also while asking: of two changes at a time, the later must win
+	defer c.mu.Unlock()
 	best := LinkDown
 	for _, s := range c.sessions {
 		switch link, unary := s.state(); {
@@ -167,8 +169,6 @@ func (c *Client) linkChanged() {
 			best = LinkConnecting
 		}
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.link == best {
 		return
 	}
@@ -289,6 +289,10 @@ func (c *Client) PublishSpilled(ctx context.Context, spilled []byte) error {
 	var p outboxv1.PrepareRequest
 	if err := proto.Unmarshal(spilled, &p); err != nil {
 		return &Error{Code: codes.InvalidArgument, Message: "the spilled request cannot be read", cause: err, local: true}
+	}
+	// It may have been spilled before any session had told the limits. Too large a message would end the session.
+	if err := c.check(p.GetEvents()); err != nil {
+		return err
 	}
 	return c.publish(ctx, &outboxv1.PublishRequest{Source: p.GetSource(), TransactionId: p.GetTransactionId(), Events: p.GetEvents()})
 }

@@ -61,6 +61,10 @@ func TestEventsAreChecked(t *testing.T) {
 			e.Headers = []client.Header{{Name: "h", Value: make([]byte, 16<<10)}}
 			return "headers has 16385 bytes"
 		},
+		"a time after all": func(e *client.Event) string {
+			e.OccurredAt = time.Date(2263, 1, 1, 0, 0, 0, 0, time.UTC)
+			return "occurred_at"
+		},
 		"a time before all": func(e *client.Event) string { e.OccurredAt = time.Unix(-1, 0); return "occurred_at" },
 	}
 	for name, change := range cases {
@@ -289,5 +293,21 @@ func TestMarkerDDL(t *testing.T) {
 	if !strings.HasPrefix(client.MarkerDDLGoose, "-- +goose Up\n") || !strings.Contains(client.MarkerDDLGoose, client.MarkerDDL) ||
 		!strings.Contains(client.MarkerDDLGoose, "-- +goose Down\nDROP TABLE outbox_marker;") {
 		t.Error(client.MarkerDDLGoose)
+	}
+}
+
+// TestSpilledBeforeTheLimitsWereKnown: what is too large for the platform that is there now is refused here. Sent, it would end
+// the session, again and again.
+func TestSpilledBeforeTheLimitsWereKnown(t *testing.T) {
+	r, err := offline(t, nil).Encode(t.Context(), client.NewID(), client.DatabaseTransaction{}, event("1", strings.Repeat("x", 1000)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := fakeplatform.Start(t)
+	p.SetLimits(&outboxv1.Limits{MaxEventBytes: 500})
+	c := newClient(t, p, nil)
+	connected(t, c)
+	if err := c.PublishSpilled(t.Context(), r.Bytes()); !client.HasReason(err, client.ReasonEventTooLarge) {
+		t.Error(err)
 	}
 }

@@ -77,6 +77,7 @@ func (s *session) roundTrip(ctx context.Context, k kind, body encoded, timeout t
 	case <-cl.timer.C:
 		why = timeoutError(k, timeout)
 	}
+	cl.timer.Stop()
 	if !s.giveUp(cl, why) {
 		a := <-cl.answer // it was answered in this very moment
 		return a.token, a.err

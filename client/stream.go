@@ -27,6 +27,8 @@ type stream struct {
 	server string
 	limit  int // calls that may be open
 
+	batchBytes int // of calls in one message
+
 	databases int // that Hello named
 
 	wake    chan struct{} // something to send, or less open
@@ -93,7 +95,7 @@ func (s *session) connect(ctx context.Context) (*stream, *Error) {
 	st := &stream{
 		s: s, conn: conn, grpc: gs, ctx: ctx, cancel: cancel, server: welcome.GetServer(), limit: limits.OpenCalls,
 		wake: make(chan struct{}, 1), replace: make(chan struct{}, 1), done: make(chan struct{}),
-		opened: time.Now(), open: make(map[uint64]*call), databases: len(names),
+		batchBytes: min(maxMessageBytes, limits.TransactionBytes), opened: time.Now(), open: make(map[uint64]*call), databases: len(names),
 	}
 	s.c.stats.sessions.Add(1)
 	s.c.wg.Go(st.sendLoop)
@@ -200,7 +202,7 @@ func (st *stream) next() any {
 	size := 0
 	st.batch = st.batch[:0]
 	for cl := s.queue.head; cl != nil && len(st.open)+len(st.batch) < st.limit && len(st.batch) < maxMessageCalls; cl = s.queue.head {
-		if size > 0 && size+cl.size() > maxMessageBytes {
+		if size > 0 && size+cl.size() > st.batchBytes {
 			break
 		}
 		size += cl.size()

@@ -421,3 +421,24 @@ func TestSpillFails(t *testing.T) {
 		})
 	}
 }
+
+// TestOtherExecModes: with a pooler in transaction mode pgx must not use prepared statements. The protocol works without.
+func TestOtherExecModes(t *testing.T) {
+	for _, mode := range []string{"simple_protocol", "exec", "cache_describe"} {
+		t.Run(mode, func(t *testing.T) {
+			w := newWorld(t, options{config: brisk, detached: true})
+			w.pool = w.connect(w.dsn + "&default_query_exec_mode=" + mode)
+			w.register(w.c, pgxoutbox.Upkeep{DrainInterval: 20 * time.Millisecond, MarkerRetention: 200 * time.Millisecond})
+			w.place("1", "a")
+			id := w.p.Transactions()[0].ID
+			if outcome, why := w.verdict(id); outcome != "COMMITTED" {
+				t.Errorf("%s (%s)", outcome, why)
+			}
+			w.down()
+			w.place("1", "b")
+			w.p.Restart()
+			w.published("1", "a", "b")
+			w.p.Wait(t, "the markers to go", func() bool { return w.markers() == 0 })
+		})
+	}
+}
