@@ -176,7 +176,7 @@ func TestCompletion(t *testing.T) {
 	}
 	for words, want := range map[string]string{
 		"so":                       "source",
-		"source ":                  "apply delete get list",
+		"source ":                  "apply delete failover get list",
 		"source l":                 "list",
 		"source apply --dr":        "--dry-run",
 		"source list --output ":    "json text",

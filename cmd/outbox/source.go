@@ -11,10 +11,11 @@ import (
 )
 
 type sourceCmd struct {
-	Apply  sourceApplyCmd  `cmd:"" help:"Register sources, or change them, from a file; shows the difference."`
-	List   sourceListCmd   `cmd:"" help:"List the sources."`
-	Get    sourceGetCmd    `cmd:"" help:"Show a source as YAML that 'source apply' takes."`
-	Delete sourceDeleteCmd `cmd:"" help:"Take a registration away."`
+	Apply    sourceApplyCmd    `cmd:"" help:"Register sources, or change them, from a file; shows the difference."`
+	List     sourceListCmd     `cmd:"" help:"List the sources."`
+	Get      sourceGetCmd      `cmd:"" help:"Show a source as YAML that 'source apply' takes."`
+	Delete   sourceDeleteCmd   `cmd:"" help:"Take a registration away."`
+	Failover sourceFailoverCmd `cmd:"" help:"Confirm that the old primary of a source's database is fenced: decides what it left in doubt."`
 }
 
 type sourceApplyCmd struct {

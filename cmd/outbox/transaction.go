@@ -5,13 +5,14 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/google/uuid"
-
 	outboxv1 "github.com/outbox-platform/outbox/gen/go/outbox/v1"
 )
 
 type transactionCmd struct {
-	Get transactionGetCmd `cmd:"" help:"Show a transaction: its decision, who made it, where each event is now and why it is not out."`
+	Get    transactionGetCmd    `cmd:"" help:"Show a transaction: its decision, who made it, where each event is now and why it is not out."`
+	List   transactionListCmd   `cmd:"" help:"List transactions in doubt, and what was answered about them."`
+	Check  transactionCheckCmd  `cmd:"" help:"Ask the source about a transaction in doubt now."`
+	Decide transactionDecideCmd `cmd:"" help:"Decide a transaction in place of its source. There is no way back."`
 }
 
 type transactionGetCmd struct {
@@ -31,9 +32,9 @@ func (*transactionGetCmd) Help() string {
 
 // Run shows the transaction.
 func (c *transactionGetCmd) Run(ctx context.Context, s streams) error {
-	id, err := uuid.Parse(c.ID)
+	id, err := transactionID(c.ID)
 	if err != nil {
-		return usagef("the transaction id %q is not a UUID: %w", c.ID, err)
+		return err
 	}
 	server, err := c.API.dial()
 	if err != nil {
@@ -42,7 +43,7 @@ func (c *transactionGetCmd) Run(ctx context.Context, s streams) error {
 	defer server.close()
 	ctx, cancel := server.call(ctx)
 	defer cancel()
-	r, err := server.data.GetTransaction(ctx, &outboxv1.GetTransactionRequest{Source: c.Source, TransactionId: id[:]})
+	r, err := server.data.GetTransaction(ctx, &outboxv1.GetTransactionRequest{Source: c.Source, TransactionId: id})
 	if err != nil {
 		return err
 	}
