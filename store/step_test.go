@@ -182,6 +182,23 @@ func TestStepFailsAsAWhole(t *testing.T) {
 	}
 }
 
+// And a checkpoint that cannot be committed takes the rows with it.
+func TestStepRowsFallWithTheirCheckpoint(t *testing.T) {
+	t.Parallel()
+	db := storetest.New(t, storetest.WithShards(1))
+	l := acquire(t, db.Store, "a", time.Minute, 1, 1)[0]
+	db.Exec(t, `CREATE FUNCTION public.fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'injected'; END $$`)
+	db.Exec(t, `CREATE CONSTRAINT TRIGGER fail AFTER UPDATE ON outbox.shard DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.fail()`)
+	s := store.Step{Shard: 0, Epoch: l.Epoch, Checkpoint: store.Checkpoint{Position: store.Position{XID: 10}},
+		Park: []store.Parked{parkedEvent(at(10, 0, 0), storetest.Key(1), "A", store.CauseInDoubt)}}
+	if _, err := db.Store.Steps(t.Context(), time.Minute, []store.Step{s}); err == nil {
+		t.Fatal("the step succeeded")
+	}
+	if all, err := db.Store.LoadParked(t.Context(), 0); err != nil || len(all) != 0 {
+		t.Errorf("parked %v, %v", all, err)
+	}
+}
+
 func TestLoadParkedReadsStatesAgain(t *testing.T) {
 	t.Parallel()
 	db := storetest.New(t, storetest.WithShards(1))
