@@ -7,7 +7,7 @@
 //   - Reader: what relays read: segments of the log below the xid horizon.
 //   - lease and Step: shards are leased by the database's clock; every write of a holder carries its epoch (the fencing
 //     token), and a write with an old epoch fails with ErrFenced.
-//   - source, topic, transaction, deadletter, operation: what servers and operators read and change.
-//   - Maintainer: rotation and truncation of the log ring, retention of tx.
+//   - source, topic, transaction, blocked, dead_letters, operation: what servers and operators read and change.
+//   - maintenance: ring rotates and truncates the log, purge keeps tx small.
 //   - Verify: checks every invariant of the stored state.
 package store

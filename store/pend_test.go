@@ -7,8 +7,9 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/outbox-platform/outbox/store"
 	"pgregory.net/rapid"
+
+	"github.com/outbox-platform/outbox/store"
 )
 
 func pendAt(xid uint64, seq, record int32, key byte, state store.State) store.PendEntry {

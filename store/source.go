@@ -193,6 +193,10 @@ func sourceInUse(ctx context.Context, tx pgx.Tx, id int32) (string, error) {
 			return "events that wait for Kafka", nil
 		}
 	}
+	// There is no index by source and state: a busy source's transactions are all looked at, which may take a while.
+	if _, err := tx.Exec(ctx, `SET LOCAL statement_timeout = '1min'`); err != nil {
+		return "", storeError("looking what a source still has", err)
+	}
 	var use string
 	err = tx.QueryRow(ctx, `
 		SELECT CASE
