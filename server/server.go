@@ -45,6 +45,7 @@ type Server struct {
 	grpcListen net.Listener
 	httpListen net.Listener
 	endTracing func(context.Context) error
+	resolver   Resolver       // nil: none
 	receivers  sync.WaitGroup // the sessions' receiving goroutines
 }
 
@@ -161,6 +162,13 @@ func (s *Server) HTTPAddr() string { return s.httpListen.Addr().String() }
 
 // Sessions are the live sessions; the resolver asks them.
 func (s *Server) Sessions() *Sessions { return s.sessions }
+
+// UseResolver makes the server tell r of its sessions, and let operators ask it. Call it before Serve. Without one, checks
+// and confirmations are refused.
+func (s *Server) UseResolver(r Resolver) {
+	s.resolver = r
+	s.sessions.Watch(r)
+}
 
 // Serve serves until ctx ends; then it drains for at most DrainTimeout and returns nil. It is called once. An error means
 // that a port broke.

@@ -95,6 +95,14 @@ const (
 	//
 	//	{"reason":"INTERNAL","domain":"outbox.v1","metadata":{"log_id":"…"}}
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 16
+	// The transaction is not in doubt, so there is nothing to ask or to confirm. Code FAILED_PRECONDITION.
+	//
+	//	{"reason":"NOT_IN_DOUBT","domain":"outbox.v1","metadata":{"transaction_id":"0197…","state":"COMMITTED"}}
+	ErrorReason_ERROR_REASON_NOT_IN_DOUBT ErrorReason = 17
+	// The source database cannot be asked, or is not where it would have to be. Code FAILED_PRECONDITION.
+	//
+	//	{"reason":"SOURCE_DATABASE_UNFIT","domain":"outbox.v1","metadata":{"source":"orders","database":"default"}}
+	ErrorReason_ERROR_REASON_SOURCE_DATABASE_UNFIT ErrorReason = 18
 )
 
 // Enum value maps for ErrorReason.
@@ -117,6 +125,8 @@ var (
 		14: "ERROR_REASON_NOT_FOUND",
 		15: "ERROR_REASON_SOURCE_IN_USE",
 		16: "ERROR_REASON_INTERNAL",
+		17: "ERROR_REASON_NOT_IN_DOUBT",
+		18: "ERROR_REASON_SOURCE_DATABASE_UNFIT",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":                 0,
@@ -136,6 +146,8 @@ var (
 		"ERROR_REASON_NOT_FOUND":                   14,
 		"ERROR_REASON_SOURCE_IN_USE":               15,
 		"ERROR_REASON_INTERNAL":                    16,
+		"ERROR_REASON_NOT_IN_DOUBT":                17,
+		"ERROR_REASON_SOURCE_DATABASE_UNFIT":       18,
 	}
 )
 
@@ -170,7 +182,7 @@ var File_outbox_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_outbox_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"\x1coutbox/v1/error_reason.proto\x12\toutbox.v1*\xc3\x04\n" +
+	"\x1coutbox/v1/error_reason.proto\x12\toutbox.v1*\x8a\x05\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_FIELD_INVALID\x10\x01\x12 \n" +
@@ -189,7 +201,9 @@ const file_outbox_v1_error_reason_proto_rawDesc = "" +
 	"\x1aERROR_REASON_METHOD_DENIED\x10\r\x12\x1a\n" +
 	"\x16ERROR_REASON_NOT_FOUND\x10\x0e\x12\x1e\n" +
 	"\x1aERROR_REASON_SOURCE_IN_USE\x10\x0f\x12\x19\n" +
-	"\x15ERROR_REASON_INTERNAL\x10\x10BN\n" +
+	"\x15ERROR_REASON_INTERNAL\x10\x10\x12\x1d\n" +
+	"\x19ERROR_REASON_NOT_IN_DOUBT\x10\x11\x12&\n" +
+	"\"ERROR_REASON_SOURCE_DATABASE_UNFIT\x10\x12BN\n" +
 	"\rdev.outbox.v1P\x01Z;github.com/outbox-platform/outbox/gen/go/outbox/v1;outboxv1b\x06proto3"
 
 var (
