@@ -169,6 +169,26 @@ func realErrors(t *testing.T, c *client.Client) {
 			t.Error(err)
 		}
 	}
+	// A spilled request whose Prepare had arrived after all is the same transaction to the real server, in either order.
+	for _, prepareFirst := range []bool{true, false} {
+		spilled, err := c.Encode(ctx, client.NewID(), client.DatabaseTransaction{XID: 1, Mode: client.ModeClientOnly}, event("1", "spilled"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		publish := func() error { return c.PublishSpilled(ctx, spilled.Bytes()) }
+		prepare := func() error { _, err := c.PrepareRequest(ctx, spilled, true); return err }
+		if prepareFirst {
+			err = errors.Join(prepare(), publish())
+		} else {
+			err = errors.Join(publish(), prepare())
+		}
+		if err != nil {
+			t.Errorf("prepare first %v: %v", prepareFirst, err)
+		}
+		if tx, err := c.GetTransaction(ctx, spilled.ID()); err != nil || tx.State != client.StateCommitted {
+			t.Errorf("prepare first %v: %+v, %v", prepareFirst, tx, err)
+		}
+	}
 	if err := c.Publish(ctx, id, event("1", "other")); !client.HasReason(err, client.ReasonIDReused) {
 		t.Errorf("reused: %v", err)
 	}

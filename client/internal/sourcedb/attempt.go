@@ -190,11 +190,6 @@ func Finish(ctx context.Context, c *client.Client, o Options, tx Tx, events []cl
 	if len(events) == 0 {
 		return commit(ctx, tx, nil)
 	}
-	// What the platform would refuse is found before the database does any work for it.
-	if err := c.CheckEvents(events...); err != nil {
-		Rollback(ctx, tx, nil)
-		return err
-	}
 	a := NewAttempt(c, o)
 	err := a.Mark(ctx, tx, o.Database)
 	if err == nil {
