@@ -1,6 +1,9 @@
 package store
 
-import "github.com/jackc/pgx/v5"
+import (
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
 
 // The statements, for tests that drive or change them.
 const (
@@ -16,6 +19,9 @@ const (
 
 // Conn is the reader's connection.
 func (r *Reader) Conn() *pgx.Conn { return r.conn }
+
+// Pool is the store's pool.
+func (s *Store) Pool() *pgxpool.Pool { return s.pool }
 
 // Digest is the content digest of a transaction with these events.
 func Digest(events []Event) uint64 {

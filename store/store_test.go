@@ -1,11 +1,14 @@
 package store_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/outbox-platform/outbox/migrations"
 	"github.com/outbox-platform/outbox/store"
@@ -100,6 +103,14 @@ func TestConnectionsDoNotInheritTheRolesDefaults(t *testing.T) {
 	k := storetest.Key(1)
 	do(t, w, prepare(k, order("1")), nil)
 	do(t, w, commit(k, 0), nil)
+	for where, conn := range map[string]interface {
+		QueryRow(context.Context, string, ...any) pgx.Row
+	}{"pool": st.Pool(), "dialled": openReader(t, st).Conn()} {
+		var level string
+		if err := conn.QueryRow(t.Context(), `SHOW transaction_isolation`).Scan(&level); err != nil || level != "read committed" {
+			t.Errorf("%s: isolation level %q, %v", where, level, err)
+		}
+	}
 	if _, err := st.AcquireShards(t.Context(), "a", time.Second, 1); err != nil {
 		t.Error(err)
 	}
