@@ -54,6 +54,7 @@ func newParser(c *cli, s streams, exit func(int)) (*kong.Kong, error) {
 		kong.Description(description),
 		kong.Writers(s.out, s.err),
 		kong.Exit(exit),
+		kong.NamedMapper("path", kong.MapperFunc(decodePath)),
 		kong.PostBuild(func(k *kong.Kong) error { nameVariables(k.Model.Node); return nil }),
 		kong.ShortUsageOnError(),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 110}),

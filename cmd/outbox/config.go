@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"reflect"
 	"slices"
@@ -27,7 +29,7 @@ type configCmd struct {
 // Help implements kong.HelpProvider.
 func (*configCmd) Help() string {
 	return `Prints every setting as a configuration file, with where its value comes from and secrets masked. What it prints is a
-file that --config takes, but for the secrets. The setting relay.lease-ttl of the file is the flag --relay-lease-ttl and the
+file that --config takes, but for the secrets. What a process would refuse to start with is reported, with exit code 2. The setting relay.lease-ttl of the file is the flag --relay-lease-ttl and the
 environment variable OUTBOX_RELAY_LEASE_TTL. Each secret can be given by a file: store.dsn-file, OUTBOX_STORE_DSN_FILE.
 
 Examples:
@@ -71,12 +73,19 @@ func (c *configCmd) Run(s streams, k *kong.Context, root *cli) error {
 			return usagef("there is no section %q", c.Only)
 		}
 	}
+	if err := c.print(s.out, settings); err != nil {
+		return err
+	}
+	return c.check()
+}
+
+func (c *configCmd) print(w io.Writer, settings []setting) error {
 	if c.json() {
 		out := map[string]any{}
 		for _, v := range settings {
 			out[v.key] = map[string]any{"value": v.value, "from": v.origin}
 		}
-		return writeJSON(s.out, out)
+		return writeJSON(w, out)
 	}
 	section := ""
 	for _, v := range settings {
@@ -84,7 +93,7 @@ func (c *configCmd) Run(s streams, k *kong.Context, root *cli) error {
 		if in, rest, nested := strings.Cut(v.key, "."); nested {
 			name, indent = rest, "  "
 			if in != section {
-				fmt.Fprintf(s.out, "%s:\n", in)
+				fmt.Fprintf(w, "%s:\n", in)
 				section = in
 			}
 		}
@@ -96,7 +105,7 @@ func (c *configCmd) Run(s streams, k *kong.Context, root *cli) error {
 		if strings.Contains(value, "\n") {
 			value = flow(v.value)
 		}
-		fmt.Fprintf(s.out, "%s%s: %s # %s\n", indent, name, value, v.origin)
+		fmt.Fprintf(w, "%s%s: %s # %s\n", indent, name, value, v.origin)
 	}
 	return nil
 }
@@ -133,7 +142,7 @@ func settingKey(flag *kong.Flag) string {
 func printable(v reflect.Value) any {
 	switch value := v.Interface().(type) {
 	case time.Duration:
-		return value.String()
+		return durationText(value)
 	case fmt.Stringer:
 		return value.String()
 	case map[string]secret:
@@ -145,6 +154,41 @@ func printable(v reflect.Value) any {
 	default:
 		return value
 	}
+}
+
+// durationText is a duration as people write it: 30m, not 30m0s.
+func durationText(d time.Duration) string {
+	text := d.String()
+	if rest, ok := strings.CutSuffix(text, "m0s"); ok {
+		text = rest + "m"
+	}
+	if rest, ok := strings.CutSuffix(text, "h0m"); ok {
+		text = rest + "h"
+	}
+	return text
+}
+
+// check reports what a process would refuse to start with. What is not given at all (a store, brokers) is not wrong here: the
+// file may be for another process.
+func (c *configCmd) check() error {
+	_, writer := c.Writer.config()
+	_, relay := c.Relay.config()
+	errs := []error{writer, relay}
+	if err := c.Server.Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("server: %w", err))
+	}
+	if c.Store.DSN != "" || c.Store.DSNFile != "" {
+		_, err := c.Store.config("")
+		errs = append(errs, err)
+	}
+	if len(c.Kafka.Brokers) > 0 {
+		_, err := c.Kafka.config(nil, nil)
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return codedError{exitUsage, err}
+	}
+	return nil
 }
 
 // flow writes a list or map on one line.

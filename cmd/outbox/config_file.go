@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -132,4 +133,18 @@ func nameVariables(node *kong.Node) {
 	for _, child := range node.Children {
 		nameVariables(child)
 	}
+}
+
+// decodePath reads a setting that is a path: relative to the working directory, or to the home directory after "~". Empty is
+// no path; kong's own takes it for the working directory.
+func decodePath(ctx *kong.DecodeContext, target reflect.Value) error {
+	var path string
+	if err := ctx.Scan.PopValueInto("path", &path); err != nil {
+		return err
+	}
+	if path != "" && path != "-" {
+		path = kong.ExpandPath(path)
+	}
+	target.SetString(path)
+	return nil
 }

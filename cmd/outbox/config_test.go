@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func configFileOf(t *testing.T, text string) string {
@@ -129,7 +130,11 @@ func TestSecretsFromFiles(t *testing.T) {
 	if err != nil || dsn != "postgres://u:p@h/d" {
 		t.Errorf("%q, %v", dsn, err)
 	}
+	t.Setenv("OUTBOX_STORE_DSN_FILE", "") // as if it were not there
 	t.Setenv("OUTBOX_STORE_DSN", "postgres://u:hidden@h/d")
+	if r := outbox(t, "", "config", "--only", "store"); r.code != exitOK || !strings.Contains(r.out, `dsn-file: ""`) {
+		t.Errorf("an empty variable: %+v", r)
+	}
 	for _, args := range [][]string{{"config"}, {"config", "-o", "json"}, {"config", "--kafka-sasl-password", "hidden", "--token", "hidden"}} {
 		if r := outbox(t, "", args...); strings.Contains(r.out+r.err, "hidden") {
 			t.Errorf("%v shows a secret:\n%s", args, r.out)
@@ -155,6 +160,7 @@ func TestSettingsAreChecked(t *testing.T) {
 			_, err := kafkaSettings{Brokers: []string{"a:1"}, Properties: map[string]secret{"acks": "1"}, MaxMessageBytes: 1 << 20}.config(nil, nil)
 			return err
 		}, `property "acks" may not be set`},
+		"lease": {func() error { _, err := (relayFlags{}).config(); return err }, "relay-lease-ttl must be positive: 0"},
 		"half a pair": {func() error {
 			_, err := (kafkaSettings{Brokers: []string{"a:1"}, Cert: "x"}).config(nil, nil)
 			return err
@@ -164,6 +170,49 @@ func TestSettingsAreChecked(t *testing.T) {
 			err := c.check()
 			if err == nil || !strings.Contains(err.Error(), c.says) || exitCode(err) != exitUsage {
 				t.Errorf("%v (exit %d), want %q", err, exitCode(err), c.says)
+			}
+		})
+	}
+}
+
+// config says what a process would refuse, after it printed everything.
+func TestConfigChecks(t *testing.T) {
+	r := outbox(t, "", "config", "--server-max-events", "0", "--writer-max-batch", "0", "--relay-poll-max", "0s", "--kafka-brokers", "a b")
+	if r.code != exitUsage || !strings.Contains(r.out, "max-events: 0 # flag") {
+		t.Errorf("%+v", r)
+	}
+	for _, want := range []string{"max-events must be positive: 0", "writer-max-batch must be positive: 0", "relay-poll-max must be positive: 0", `"a b"`} {
+		if !strings.Contains(r.err, want) {
+			t.Errorf("no %q in %q", want, r.err)
+		}
+	}
+}
+
+func TestDurationText(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0: "0s", 30 * time.Second: "30s", 30 * time.Minute: "30m", 90 * time.Minute: "1h30m", 168 * time.Hour: "168h",
+		time.Hour + time.Second: "1h0m1s", 20 * time.Millisecond: "20ms", 10 * time.Minute: "10m", 20 * time.Hour: "20h",
+	} {
+		if got := durationText(d); got != want {
+			t.Errorf("%v is %q, want %q", d, got, want)
+		}
+	}
+}
+
+func TestServerRefusesToStart(t *testing.T) {
+	for name, c := range map[string]struct {
+		args []string
+		says string
+	}{
+		"no store":          {[]string{"server"}, "OUTBOX_STORE_DSN_FILE"},
+		"relay, no store":   {[]string{"relay"}, "OUTBOX_STORE_DSN_FILE"},
+		"unreachable":       {[]string{"server", "--store-dsn", "postgres://x@127.0.0.1:1/x?connect_timeout=2"}, "127.0.0.1"},
+		"nobody but us":     {[]string{"config", "--server-grpc-listen", "0.0.0.0:7070"}, "allow-anonymous"},
+		"receive too small": {[]string{"config", "--server-max-receive-bytes", "5"}, "max-receive-bytes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if r := outbox(t, "", c.args...); r.code == exitOK || !strings.Contains(r.err, c.says) {
+				t.Errorf("exit %d, stderr %q; want %q", r.code, r.err, c.says)
 			}
 		})
 	}
