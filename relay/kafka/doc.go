@@ -13,6 +13,8 @@
 //     it, also on a topic whose limit is smaller than our batches.
 //   - A producer that died is rebuilt, with a growing pause when it dies again. Nothing of the old one is sent after its
 //     reports.
+//   - Acknowledged means that a broker said at which offset the record is. What librdkafka only concludes from later
+//     acknowledgements is reported as ClassFatal, to be delivered again: that conclusion can be wrong (see Sink.unproven).
 //   - Retries make no duplicates, also when the broker crashes, with one exception that is Kafka's: a broker that recovers
 //     forgets producers whose last record has a timestamp older than its producer.id.expiration.ms (a day). The batches that
 //     were on their way to it, if their events happened longer ago than that, may then be there twice.

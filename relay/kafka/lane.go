@@ -197,6 +197,8 @@ func (p *producer) delivered(m *ck.Message) {
 	e := m.Opaque.(*entry) //nolint:forcetypeassert // produce sets nothing else
 	err := m.TopicPartition.Error
 	switch {
+	case err == nil && m.TopicPartition.Offset < 0:
+		s.unproven(e)
 	case err == nil:
 		if e.tooLarge {
 			s.batchTooLarge(e.d.Record.Topic)
@@ -211,6 +213,17 @@ func (p *producer) delivered(m *ck.Message) {
 	if p.outstanding.Add(-1) == 0 && p.dying.Load() != 0 {
 		p.signalDrained()
 	}
+}
+
+// unproven reports a delivery that librdkafka calls acknowledged although no broker said where the record is. It concludes
+// that from the acknowledgement of a later batch of the same partition, as brokers accept no gap. But they do from a
+// producer that they do not know (yet): when the first batch of several under way is refused for the time being (leader not
+// ready, too few replicas) and the second is accepted, the first is lost. Seen on Apache Kafka 4.4 with a new topic. Only
+// delivering it again is safe; if it was written after all, that is a duplicate.
+func (s *Sink) unproven(e *entry) {
+	s.log.Warn("kafka acknowledged a record only by implication: it is delivered again", "topic", e.d.Record.Topic)
+	s.implied.Add(1)
+	s.failed(e, &relay.SinkError{Class: relay.ClassFatal, Code: "_NO_OFFSET", Detail: "acknowledged only by implication; it may not be stored"})
 }
 
 // refused handles a delivery that a living producer reports as failed.

@@ -58,6 +58,54 @@ func TestFatalErrorFromTheBroker(t *testing.T) {
 	healthy(t, s)
 }
 
+// TestImpliedAcknowledgement: a partition whose broker does not know our producer yet refuses the first batch for the time
+// being and accepts the second, which is under way as well. librdkafka then calls the first acknowledged although it is
+// lost. It must be told as not delivered.
+func TestImpliedAcknowledgement(t *testing.T) {
+	f := fake(t, broker.FakeConfig{Topics: map[string]int{"t": 1}})
+	other := newSink(t, f.Bootstrap(), nil)
+	deliver(t, other, delivery("t", "other", -1, "v")) // the partition is not new, only our producer is
+	allOK(t, reports(t, other, 1))
+
+	const keys = 40
+	implied, total := int64(0), 0
+	for try := 0; implied == 0; try++ {
+		if try == 50 {
+			t.Fatal("no acknowledgement was implied")
+		}
+		s := newSink(t, f.Bootstrap(), nil)
+		f.Cluster().Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotEnoughReplicas, Count: 1})
+		waiting := map[int]*relay.Delivery{}
+		for i := range keys {
+			d := delivery("t", fmt.Sprint(i), total+i, "v")
+			waiting[total+i] = d
+			deliver(t, s, d)
+		}
+		for len(waiting) > 0 {
+			for id, d := range reports(t, s, len(waiting)) {
+				if d.Err == nil {
+					delete(waiting, id)
+					continue
+				}
+				wantClass(t, d.Err, relay.ClassFatal)
+				deliver(t, s, d)
+			}
+		}
+		total += keys
+		implied = s.implied.Load()
+	}
+	seen := map[int]bool{}
+	for _, r := range readAll(t, f.Bootstrap(), "t") {
+		seen[index(t, r)] = true
+	}
+	for i := range total {
+		if !seen[i] {
+			t.Errorf("record %d was acknowledged and is lost", i)
+		}
+	}
+	t.Logf("%d implied acknowledgements of %d records", implied, total)
+}
+
 // TestFencedProducerID: an epoch that the broker does not accept (any more) is no fatal error for librdkafka, but for us: only
 // a new producer id helps.
 func TestFencedProducerID(t *testing.T) {

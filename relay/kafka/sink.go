@@ -34,6 +34,7 @@ type Sink struct {
 	wg     sync.WaitGroup
 
 	seeded  bool         // of watch: the cache has had all topics
+	implied atomic.Int64 // acknowledgements by implication only
 	lastAck atomic.Int64 // Unix nanoseconds of the last acknowledgement
 
 	mu      sync.Mutex // guards all below
@@ -107,8 +108,7 @@ func New(ctx context.Context, cfg Config) (*Sink, error) {
 }
 
 // Deliver implements relay.Sink. d and its record belong to the Sink until the report: a record that is refused in company
-// is delivered once more, alone. The report of an acknowledged record has offset -1 in the rare case that the broker does
-// not tell it.
+// is delivered once more, alone.
 func (s *Sink) Deliver(d *relay.Delivery) error {
 	d.Partition, d.Offset, d.Err = -1, -1, nil
 	size := recordBytes(&d.Record)
@@ -206,8 +206,7 @@ func (s *Sink) acknowledged(e *entry, partition int32, offset int64) {
 	s.lastAck.Store(now.UnixNano())
 	s.health.contact()
 	s.metrics.acknowledged(now.Sub(e.since))
-	// A broker that recognises a repetition may not remember where the original is.
-	e.d.Partition, e.d.Offset = partition, max(offset, -1)
+	e.d.Partition, e.d.Offset = partition, offset
 	s.report(e)
 }
 

@@ -123,10 +123,18 @@ func TestRecordLargerThanTheProducerAllows(t *testing.T) {
 	s := newSink(t, f.Bootstrap(), func(cfg *Config) { cfg.MaxMessageBytes = 100_000 })
 	deliver(t, s, delivery("t", "k", 1, "small"))
 	allOK(t, reports(t, s, 1))
+	eventually(t, "looked up", func() bool { _, ok := s.Partition("t", nil); return ok })
 	wantClass(t, s.Deliver(delivery("t", "k", 2, strings.Repeat("x", 100_001))), relay.ClassRecord)
-	if s.Queued() != 0 {
-		t.Errorf("%d queued", s.Queued())
+	eventually(t, "nothing queued", func() bool { return s.Queued() == 0 })
+
+	// The same while its topic is looked up: then it is reported.
+	if err := f.CreateTopic("new", 1, nil); err != nil {
+		t.Fatal(err)
 	}
+	if err := s.Deliver(delivery("new", "k", 3, strings.Repeat("x", 100_001))); err != nil {
+		t.Fatal(err)
+	}
+	wantClass(t, reports(t, s, 1)[3].Err, relay.ClassRecord)
 }
 
 // TestBrokerRefusals maps what brokers answer to classes.
