@@ -68,7 +68,7 @@ func newParser(c *cli, s streams, exit func(int)) (*kong.Kong, error) {
 			{Key: "server", Title: "Server:"},
 			{Key: "relay", Title: "Relay:"},
 			{Key: "writer", Title: "Group-commit writer:"},
-			{Key: "maintenance", Title: "Retention:"},
+			{Key: "resolver", Title: "Resolver of in-doubt transactions:"},
 			{Key: "log", Title: "Log and traces:"},
 		}),
 	)

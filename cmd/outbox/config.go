@@ -177,6 +177,9 @@ func (c *configCmd) check() error {
 	if err := c.Server.Validate(); err != nil {
 		errs = append(errs, fmt.Errorf("server: %w", err))
 	}
+	if err := c.Resolver.Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("resolver: %w", err))
+	}
 	if c.Store.DSN != "" || c.Store.DSNFile != "" {
 		_, err := c.Store.config("")
 		errs = append(errs, err)

@@ -119,7 +119,7 @@ func settingNames(node *kong.Node) map[string]bool {
 
 // isSetting reports whether a flag may stand in a configuration file: it belongs to a section.
 func isSetting(flag *kong.Flag) bool {
-	return flag.Group != nil && slices.Contains([]string{"api", "store", "kafka", "server", "relay", "writer", "log"}, flag.Group.Key)
+	return flag.Group != nil && slices.Contains([]string{"api", "store", "kafka", "server", "relay", "writer", "resolver", "log"}, flag.Group.Key)
 }
 
 // nameVariables gives every setting its environment variable. Other flags have none: --yes must come from a person.

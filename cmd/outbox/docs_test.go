@@ -32,7 +32,7 @@ The key ` + "`relay.lease-ttl`" + ` of the configuration file is the flag ` + "`
 This page is written by a test (` + "`go test ./cmd/outbox -update`" + `).
 `)
 	for _, section := range []struct{ key, title string }{
-		{"store", "store: all processes"}, {"log", "log: all processes"}, {"server", "server"}, {"writer", "writer: servers"},
+		{"store", "store: all processes"}, {"log", "log: all processes"}, {"server", "server"}, {"writer", "writer: servers"}, {"resolver", "resolver: servers"},
 		{"kafka", "kafka: relays"}, {"relay", "relay"}, {"api", "The commands that operators use"},
 	} {
 		fmt.Fprintf(&b, "\n## %s\n\n| key | default | |\n|---|---|---|\n", section.title)

@@ -11,13 +11,15 @@ import (
 	"github.com/outbox-platform/outbox/relay"
 	"github.com/outbox-platform/outbox/relay/kafka"
 	"github.com/outbox-platform/outbox/server"
+	"github.com/outbox-platform/outbox/server/resolver"
 	"github.com/outbox-platform/outbox/store"
 )
 
 // serverSettings are the settings of a server process beside store and log.
 type serverSettings struct {
-	Server server.Config  `embed:"" prefix:"server-" group:"server"`
-	Writer writerSettings `embed:"" prefix:"writer-" group:"writer"`
+	Server   server.Config   `embed:"" prefix:"server-" group:"server"`
+	Writer   writerSettings  `embed:"" prefix:"writer-" group:"writer"`
+	Resolver resolver.Config `embed:"" prefix:"resolver-" group:"resolver"`
 }
 
 type serverCmd struct {
@@ -68,6 +70,7 @@ type platform struct {
 	store    *store.Store
 	writer   *store.Writer
 	server   *server.Server
+	resolver *resolver.Resolver
 	relay    *relay.Relay
 	sink     *kafka.Sink
 	admin    *adminPort
@@ -86,10 +89,13 @@ func newPlatform(ctx context.Context, settings storeSettings, log *slog.Logger) 
 	return &platform{log: log, registry: newRegistry(), store: st}, nil
 }
 
-// addServer makes a server; a relay that was added before is told of new events.
+// addServer makes a server with its resolver; a relay that was added before is told of new events.
 func (p *platform) addServer(settings serverSettings) error {
 	if err := settings.Server.Validate(); err != nil {
 		return usagef("server: %w", err)
+	}
+	if err := settings.Resolver.Validate(); err != nil {
+		return usagef("resolver: %w", err)
 	}
 	config, err := settings.Writer.config()
 	if err != nil {
@@ -102,8 +108,15 @@ func (p *platform) addServer(settings serverSettings) error {
 		config.OnAppend = p.relay.Hint
 	}
 	p.writer = store.NewWriter(p.store, config)
-	p.server, err = server.New(settings.Server, p.store, p.writer, p.log, p.registry)
-	return err
+	if p.server, err = server.New(settings.Server, p.store, p.writer, p.log, p.registry); err != nil {
+		return err
+	}
+	p.resolver, err = resolver.New(settings.Resolver, p.store, p.writer, p.server.Sessions(), p.log, p.registry)
+	if err != nil {
+		return err
+	}
+	p.server.UseResolver(p.resolver)
+	return nil
 }
 
 // run works until ctx ends. Then the server drains while writer and relay go on, the relay finishes what it delivers, and
@@ -115,6 +128,7 @@ func (p *platform) run(ctx context.Context) error {
 	if p.writer != nil {
 		stopWriter = g.detached("writer", p.writer.Run)
 		g.run("server", p.server.Serve)
+		g.run("resolver", p.resolver.Run)
 	}
 	if p.relay != nil {
 		g.run("relay", p.relay.Run)
