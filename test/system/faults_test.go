@@ -112,6 +112,11 @@ func faults(t *testing.T, p *platform, b broker) []fault {
 			pause(t, time.Second)
 			must(p.store.Restart(t.Context()))
 		}},
+		{"the store is away until all leases have run out", func() {
+			must(p.store.StopImmediate(t.Context()))
+			pause(t, leaseTTL+time.Second)
+			must(p.store.Restart(t.Context()))
+		}},
 		{"kill -9 the store", func() {
 			p.store.Kill()
 			must(p.store.Restart(t.Context()))
