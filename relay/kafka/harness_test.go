@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -181,6 +182,28 @@ func reports(tb testing.TB, s *Sink, n int) map[int]*relay.Delivery {
 		}
 	}
 	return got
+}
+
+// settle delivers and returns the last report of each. What is reported as fatal is delivered again, as the relay does: on
+// a real broker a topic just made refuses some first batches, and then acknowledgements may be implied (see
+// Sink.unproven).
+func settle(tb testing.TB, s *Sink, ds ...*relay.Delivery) map[int]*relay.Delivery {
+	tb.Helper()
+	final := make(map[int]*relay.Delivery, len(ds))
+	for len(ds) > 0 {
+		deliver(tb, s, ds...)
+		got := reports(tb, s, len(ds))
+		ds = ds[:0:0]
+		for id, d := range got {
+			var e *relay.SinkError
+			if errors.As(d.Err, &e) && e.Class == relay.ClassFatal {
+				ds = append(ds, d)
+				continue
+			}
+			final[id] = d
+		}
+	}
+	return final
 }
 
 // allOK fails the test unless every report is an acknowledgement.

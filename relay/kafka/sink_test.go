@@ -32,9 +32,7 @@ func TestRecordsArriveUntouched(t *testing.T) {
 			ds = append(ds, d)
 		}
 		ds[3].Record.Value = []byte{}
-		deliver(t, s, ds...)
-		got := reports(t, s, len(ds))
-		allOK(t, got)
+		allOK(t, settle(t, s, ds...))
 
 		records := readAll(t, c.Bootstrap(), topic)
 		if len(records) != len(ds) {
@@ -82,14 +80,15 @@ func TestRefusedRecordTakesNobodyWithIt(t *testing.T) {
 		topic := createTopic(t, c, 1, map[string]string{"max.message.bytes": "20000"})
 		s := newSink(t, c.Bootstrap(), func(cfg *Config) { cfg.Linger = 20 * time.Millisecond; cfg.Compression = "none" })
 		const n, each = 200, 23
+		var ds []*relay.Delivery
 		for i := range n {
 			size := 1000
 			if i%each == 5 {
 				size = 30_000
 			}
-			deliver(t, s, delivery(topic, "k", i, strings.Repeat("x", size)))
+			ds = append(ds, delivery(topic, "k", i, strings.Repeat("x", size)))
 		}
-		for i, d := range reports(t, s, n) {
+		for i, d := range settle(t, s, ds...) {
 			if i%each == 5 {
 				wantClass(t, d.Err, relay.ClassRecord)
 			} else if d.Err != nil {
@@ -108,10 +107,11 @@ func TestRefusedRecordTakesNobodyWithIt(t *testing.T) {
 
 		// What the topic's limit is has been learned: records now go alone at once.
 		before := s.metrics.soloCount()
+		ds = nil
 		for i := range 20 {
-			deliver(t, s, delivery(topic, "k", n+i, strings.Repeat("x", 15_000)))
+			ds = append(ds, delivery(topic, "k", n+i, strings.Repeat("x", 15_000)))
 		}
-		allOK(t, reports(t, s, 20))
+		allOK(t, settle(t, s, ds...))
 		if after := s.metrics.soloCount(); after != before {
 			t.Errorf("%v more records had to be tried twice", after-before)
 		}

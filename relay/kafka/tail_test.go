@@ -18,12 +18,13 @@ func TestTail(t *testing.T) {
 		topic := createTopic(t, c, 3, nil)
 		s := newSink(t, c.Bootstrap(), nil)
 		const n = 300
+		var ds []*relay.Delivery
 		for i := range n {
-			deliver(t, s, delivery(topic, fmt.Sprint(i), i, "v"))
+			ds = append(ds, delivery(topic, fmt.Sprint(i), i, "v"))
 		}
 		at := map[relay.TopicPartition]map[int64]int{}
 		from := map[relay.TopicPartition]int64{}
-		for i, d := range reports(t, s, n) {
+		for i, d := range settle(t, s, ds...) {
 			tp := relay.TopicPartition{Topic: topic, Partition: d.Partition}
 			if at[tp] == nil {
 				at[tp] = map[int64]int{}

@@ -119,8 +119,7 @@ func TestMorePartitions(t *testing.T) {
 	onBoth(t, func(t *testing.T, c cluster) {
 		topic := createTopic(t, c, 2, nil)
 		s := newSink(t, c.Bootstrap(), func(cfg *Config) { cfg.MetadataRefresh = 100 * time.Millisecond })
-		deliver(t, s, delivery(topic, "warm", -1, "v"))
-		allOK(t, reports(t, s, 1))
+		allOK(t, settle(t, s, delivery(topic, "warm", -1, "v")))
 		addPartitions(t, c.Bootstrap(), topic, 7)
 		key := []byte("4") // 0x5a4b5ca1 % 7 = 5
 		if p := relay.Partition(key, 7); p < 2 {
@@ -131,8 +130,7 @@ func TestMorePartitions(t *testing.T) {
 		for i := range 100 {
 			ds = append(ds, delivery(topic, fmt.Sprint(i), i, "v"))
 		}
-		deliver(t, s, ds...)
-		allOK(t, reports(t, s, 100))
+		allOK(t, settle(t, s, ds...))
 		for _, d := range ds {
 			if p := relay.Partition(d.Record.Key, 7); d.Partition != p {
 				t.Errorf("key %s on %d, want %d", d.Record.Key, d.Partition, p)
