@@ -353,3 +353,5 @@ func (l *lockedBuffer) String() string {
 func textLog(w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
+
+func newRegistry() *prometheus.Registry { return prometheus.NewRegistry() }
