@@ -112,7 +112,7 @@ func TestConfigPrintsAFile(t *testing.T) {
 	if first.code != exitOK {
 		t.Fatalf("exit %d: %s", first.code, first.err)
 	}
-	golden(t, "config.txt", first.out)
+	golden(t, "config-kafka.txt", outbox(t, "", "config", "--only", "kafka", "--kafka-brokers", "a:1,b:2").out)
 	got := settingsOf(t, "-c", configFileOf(t, first.out))
 	for key, want := range map[string]string{"kafka.brokers": `["a:1","b:2"]`, "server.max-events": "7", "relay.http-listen": `"127.0.0.1:99"`} {
 		if value := mustJSON(t, got[key].Value); value != want {
