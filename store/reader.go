@@ -95,7 +95,7 @@ func (r *Reader) Read(ctx context.Context, cursors []Cursor, limit int) ([]Segme
 	}
 	if r.horizon.suspicious(time.Now()) {
 		if err := r.findForeign(ctx); err != nil {
-			return nil, r.failed("looking for foreign transactions", err)
+			return nil, r.failed(ctx, "looking for foreign transactions", err)
 		}
 	}
 	r.setCursors(cursors, limit)
@@ -106,7 +106,7 @@ func (r *Reader) Read(ctx context.Context, cursors []Cursor, limit int) ([]Segme
 	}
 	switch {
 	case err != nil:
-		return nil, r.failed("reading the log", err)
+		return nil, r.failed(ctx, "reading the log", err)
 	case !complete:
 		return nil, fmt.Errorf("%w: the generations of the log changed twice while it was read", ErrContention)
 	}
@@ -133,7 +133,7 @@ func (r *Reader) ReadAt(ctx context.Context, shard int16, at []Position) ([]Segm
 		segments = append(segments, segmentOf(result.Values()))
 	}
 	if _, err := result.Close(); err != nil {
-		return nil, r.failed("reading segments", err)
+		return nil, r.failed(ctx, "reading segments", err)
 	}
 	return segments, nil
 }
@@ -203,13 +203,13 @@ func segmentOf(v [][]byte) Segment {
 // connect makes sure that there is a connection, and tells once if it leads to another server than before.
 func (r *Reader) connect(ctx context.Context) error {
 	if r.conn == nil || r.conn.IsClosed() {
-		closeConn(&r.conn)
+		closeConn(ctx, &r.conn)
 		conn, found, err := r.st.dial(ctx, pointLookups, readerSettings)
 		if err != nil {
 			return err
 		}
 		if err := r.prepare(ctx, conn); err != nil {
-			closeConn(&conn)
+			closeConn(ctx, &conn)
 			return storeError("preparing the read statements", err)
 		}
 		r.changed = r.changed || r.server.systemIdentifier != 0 && !r.server.same(found)
@@ -241,10 +241,10 @@ func (r *Reader) prepare(ctx context.Context, conn *pgx.Conn) (err error) {
 }
 
 // failed drops the connection if the error says that it is of no use any more.
-func (r *Reader) failed(doing string, err error) error {
+func (r *Reader) failed(ctx context.Context, doing string, err error) error {
 	err = storeError(doing, err)
 	if errors.Is(err, ErrUnavailable) {
-		closeConn(&r.conn)
+		closeConn(ctx, &r.conn)
 	}
 	return err
 }

@@ -30,7 +30,7 @@ type appender struct {
 func newAppender(w *Writer) *appender { return &appender{w: w} }
 
 func (a *appender) run(ctx context.Context) {
-	defer a.disconnect()
+	defer a.disconnect(ctx)
 	for {
 		var more bool
 		a.taken, more = a.w.queue.take(a.taken[:0])
@@ -69,7 +69,7 @@ func (a *appender) store(ctx context.Context, requests []*Request) {
 			a.store(ctx, requests[half:])
 			return
 		case errors.Is(err, ErrUnavailable):
-			a.disconnect()
+			a.disconnect(ctx)
 			requests = a.giveUp(requests, err)
 			if len(requests) > 0 {
 				sleep(ctx, pause)
@@ -168,7 +168,7 @@ func (a *appender) connect(ctx context.Context) error {
 	if a.conn != nil && !a.conn.IsClosed() {
 		return nil
 	}
-	a.disconnect()
+	a.disconnect(ctx)
 	conn, _, err := a.w.st.dial(ctx, pointLookups)
 	if err != nil {
 		return err
@@ -178,20 +178,20 @@ func (a *appender) connect(ctx context.Context) error {
 		a.resolve, err = conn.PgConn().Prepare(ctx, "resolve", resolveSQL, nil)
 	}
 	if err != nil {
-		a.disconnect()
+		a.disconnect(ctx)
 		return storeError("preparing the append statement", err)
 	}
 	return nil
 }
 
-func (a *appender) disconnect() { closeConn(&a.conn) }
+func (a *appender) disconnect(ctx context.Context) { closeConn(ctx, &a.conn) }
 
-// closeConn closes a connection that may be broken, without waiting for the other end.
-func closeConn(conn **pgx.Conn) {
+// closeConn closes a connection that may be broken, and does not wait long for the other end.
+func closeConn(ctx context.Context, conn **pgx.Conn) {
 	if *conn == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	_ = (*conn).Close(ctx) // it may be gone already
 	*conn = nil

@@ -256,7 +256,13 @@ func TestJudge(t *testing.T) {
 		if c.row != nil {
 			stored = *c.row
 		}
-		if got := judge(r, stored, c.row != nil); !reflect.DeepEqual(got, c.want) {
+		got := judge(r, stored, c.row != nil)
+		var decided, wanted *DecidedError
+		sameError := errors.Is(got.err, c.want.err)
+		if errors.As(c.want.err, &wanted) {
+			sameError = errors.As(got.err, &decided) && *decided == *wanted
+		}
+		if got.again != c.want.again || got.as != c.want.as || got.shards != c.want.shards || !sameError || (got.err == nil) != (c.want.err == nil) {
 			t.Errorf("kind %d, row %+v: %+v, want %+v", c.kind, c.row, got, c.want)
 		}
 	}

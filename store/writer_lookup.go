@@ -26,7 +26,7 @@ type txLookup struct {
 func newTxLookup(w *Writer) *txLookup { return &txLookup{w: w} }
 
 func (l *txLookup) run(ctx context.Context) {
-	defer closeConn(&l.conn)
+	defer closeConn(ctx, &l.conn)
 	for {
 		var more bool
 		l.taken, more = l.w.queue.takeWanting(l.taken[:0])
@@ -53,7 +53,7 @@ func (l *txLookup) resolve(ctx context.Context, requests []*Request) {
 			l.w.refuse(requests, err)
 			return
 		}
-		closeConn(&l.conn)
+		closeConn(ctx, &l.conn)
 		now := time.Now()
 		kept, late := requests[:0], []*Request(nil)
 		for _, r := range requests {
