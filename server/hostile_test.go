@@ -136,7 +136,7 @@ func TestMillionEvents(t *testing.T) {
 	prepare := protowire.AppendBytes(protowire.AppendTag(nil, callPrepare, protowire.BytesType), bytes.Repeat(one, 1_000_000))
 	callsBody := protowire.AppendBytes(protowire.AppendTag(nil, callsCall, protowire.BytesType), prepare)
 	body := protowire.AppendBytes(protowire.AppendTag(nil, requestCalls, protowire.BytesType), callsBody)
-	if err := s.SendMsg(proto.Message(rawMessage(t, body))); err != nil {
+	if err := s.SendMsg(rawMessage(t, body)); err != nil {
 		t.Fatal(err)
 	}
 	_, err = s.Recv()

@@ -111,6 +111,7 @@ func (s adminService) DecideTransaction(ctx context.Context, req *outboxv1.Decid
 	case <-ctx.Done():
 		return nil, otherError(ctx.Err())
 	}
+	s.metrics.byOperators[kind].Inc()
 	s.log.Warn("an operator decided a transaction", "source", src.Name, "transaction_id", tx.Key.Transaction.String(), "state", state.String(), "actor", actor)
 	return &outboxv1.DecideTransactionResponse{State: req.GetDecision()}, nil
 }

@@ -25,6 +25,7 @@ type metrics struct {
 	calls          [kinds][codeCount]prometheus.Counter
 	seconds        [kinds]prometheus.Observer
 	decisions      [kinds]prometheus.Counter // Commit, Abort, and Publish which is its own
+	byOperators    [kinds]prometheus.Counter // Commit and Abort
 	prepares       prometheus.Counter
 	events         prometheus.Counter
 	eventBytes     prometheus.Counter
@@ -85,6 +86,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	}
 	m.decisions[store.KindCommit] = decisions.WithLabelValues("committed", "client")
 	m.decisions[store.KindAbort] = decisions.WithLabelValues("aborted", "client")
+	m.byOperators[store.KindCommit] = decisions.WithLabelValues("committed", "operator")
+	m.byOperators[store.KindAbort] = decisions.WithLabelValues("aborted", "operator")
 	m.decisions[store.KindPublish] = decisions.WithLabelValues("committed", "publish")
 	for v, name := range outboxv1.ErrorReason_name {
 		m.refused[outboxv1.ErrorReason(v)] = refused.WithLabelValues(name[len("ERROR_REASON_"):])

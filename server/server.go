@@ -44,7 +44,7 @@ type Server struct {
 	http       *http.Server
 	grpcListen net.Listener
 	httpListen net.Listener
-	endTracing func(context.Context) error
+	tracing    tracing
 	resolver   Resolver       // nil: none
 	receivers  sync.WaitGroup // the sessions' receiving goroutines
 }
@@ -103,12 +103,8 @@ func (s *Server) newGRPC(reg *prometheus.Registry) error {
 	if err != nil {
 		return err
 	}
-	tracing, end, err := newTracing(context.Background(), s.cfg.OTLPEndpoint, s.log)
-	if err != nil {
-		return err
-	}
-	s.endTracing = end
-	opts := append(tracing,
+	s.tracing = newTracing(s.cfg.OTLPEndpoint, s.log)
+	opts := append(s.tracing.options,
 		grpc.ForceServerCodecV2(newGuardedCodec(s.cfg.MaxEvents, s.metrics.undecodable.Inc)),
 		grpc.MaxConcurrentStreams(s.cfg.MaxConcurrentStreams),
 		grpc.MaxRecvMsgSize(s.cfg.MaxReceiveBytes),
@@ -122,7 +118,6 @@ func (s *Server) newGRPC(reg *prometheus.Registry) error {
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: s.cfg.KeepaliveMinTime, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
-		grpc.SharedWriteBuffer(true), // idle connections cost less
 		grpc.ChainUnaryInterceptor(rpc.unary, s.unaryLog, s.unaryGuard),
 		grpc.ChainStreamInterceptor(rpc.stream, s.streamLog, s.streamGuard),
 	)
@@ -173,6 +168,9 @@ func (s *Server) UseResolver(r Resolver) {
 // Serve serves until ctx ends; then it drains for at most DrainTimeout and returns nil. It is called once. An error means
 // that a port broke.
 func (s *Server) Serve(ctx context.Context) error {
+	if err := s.tracing.start(ctx); err != nil {
+		s.log.Warn("starting to trace; serving without", "error", err)
+	}
 	loops, stopLoops := context.WithCancel(context.WithoutCancel(ctx))
 	var running sync.WaitGroup
 	for _, loop := range []func(context.Context){s.sources.run, s.followStore, s.maintain, s.followFiles} {
@@ -195,13 +193,13 @@ func (s *Server) Serve(ctx context.Context) error {
 	case <-ctx.Done():
 	case err = <-broken:
 	}
-	s.drain()
+	s.drain(context.WithoutCancel(ctx))
 	stopLoops()
 	running.Wait()
 	s.receivers.Wait()
 	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	if e := s.endTracing(flush); e != nil {
+	if e := s.tracing.end(flush); e != nil {
 		s.log.Warn("sending the last traces", "error", e)
 	}
 	s.log.Info("stopped", "error", err)
@@ -220,7 +218,7 @@ func (s *Server) followFiles(ctx context.Context) {
 
 // drain stops in order: health says NOT_SERVING, sessions are asked to move, new calls go elsewhere, and calls under way
 // may end. A last part of the time is kept for sessions that did not move: they are ended, then the rest is cut.
-func (s *Server) drain() {
+func (s *Server) drain(ctx context.Context) {
 	total := s.cfg.DrainTimeout
 	polite := total - min(total/5, 2*time.Second)
 	s.log.Info("draining", "timeout", total)
@@ -231,7 +229,7 @@ func (s *Server) drain() {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		ctx, cancel := context.WithTimeout(context.Background(), polite)
+		ctx, cancel := context.WithTimeout(ctx, polite)
 		defer cancel()
 		stopHTTP(ctx, s.http) // before gRPC: its calls run on the gRPC server
 		s.grpc.GracefulStop()

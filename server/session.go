@@ -417,7 +417,7 @@ func (s *session) close() {
 	s.mu.Unlock()
 	for i := range left {
 		if c := left[i].call; c != nil {
-			c.outcome(left[i].answer.Err)
+			_ = c.outcome(left[i].answer.Err) // counted; nobody is there to be told
 		}
 	}
 	for _, q := range questions {

@@ -25,10 +25,7 @@ type SessionWatcher interface {
 	SessionBroke(source, instance string, undecided []store.Parked)
 }
 
-// conclusive reports whether an answer ends the question for good.
-func conclusive(a *outboxv1.SessionRequest_CheckAnswer) bool { return rank(a) == 2 }
-
-// rank orders answers by what they tell.
+// rank orders answers by what they tell: 2 ends the question for good.
 func rank(a *outboxv1.SessionRequest_CheckAnswer) int {
 	switch a.GetOutcome() {
 	case outboxv1.SessionRequest_CheckAnswer_OUTCOME_COMMITTED, outboxv1.SessionRequest_CheckAnswer_OUTCOME_ABORTED:
@@ -56,7 +53,6 @@ type Sessions struct {
 	live     map[uint64]*session
 	bySource map[string][]*session
 	draining bool
-	grace    time.Duration
 	stopped  bool
 	watcher  SessionWatcher
 }

@@ -2,11 +2,11 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
 	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/sdk/resource"
@@ -18,17 +18,22 @@ import (
 	outboxv1 "github.com/outbox-platform/outbox/gen/go/outbox/v1"
 )
 
-// newTracing returns the options that trace unary calls to an OTLP collector, and what flushes and ends it. Sessions are
-// not traced: one span for hours of calls tells nothing, and every message would pay for it.
-func newTracing(ctx context.Context, endpoint string, log *slog.Logger) ([]grpc.ServerOption, func(context.Context) error, error) {
+// tracing sends spans of unary calls to an OTLP collector. Sessions are not traced: one span for hours of calls tells
+// nothing, and every message would pay for it.
+type tracing struct {
+	options []grpc.ServerOption
+	start   func(context.Context) error
+	end     func(context.Context) error // sends what is left
+}
+
+// newTracing prepares tracing; without an endpoint it does nothing.
+func newTracing(endpoint string, log *slog.Logger) tracing {
 	if endpoint == "" {
-		return nil, func(context.Context) error { return nil }, nil
+		nothing := func(context.Context) error { return nil }
+		return tracing{start: nothing, end: nothing}
 	}
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn("tracing", "error", err) }))
-	exporter, err := otlptracegrpc.New(ctx, otlptracegrpc.WithEndpoint(endpoint), otlptracegrpc.WithInsecure())
-	if err != nil {
-		return nil, nil, fmt.Errorf("opening the OTLP exporter to %s: %w", endpoint, err)
-	}
+	exporter := otlptrace.NewUnstarted(otlptracegrpc.NewClient(otlptracegrpc.WithEndpoint(endpoint), otlptracegrpc.WithInsecure()))
 	provider := sdktrace.NewTracerProvider(
 		sdktrace.WithBatcher(exporter),
 		sdktrace.WithResource(resource.NewSchemaless(semconv.ServiceName("outbox-server"))),
@@ -40,5 +45,5 @@ func newTracing(ctx context.Context, endpoint string, log *slog.Logger) ([]grpc.
 			return i.FullMethodName != outboxv1.OutboxService_Session_FullMethodName
 		}),
 	)
-	return []grpc.ServerOption{grpc.StatsHandler(h)}, provider.Shutdown, nil
+	return tracing{options: []grpc.ServerOption{grpc.StatsHandler(h)}, start: exporter.Start, end: provider.Shutdown}
 }

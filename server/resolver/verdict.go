@@ -106,10 +106,10 @@ func judgeAll(ctx context.Context, q queryer, transactions []store.Parked) (map[
 	found := make(map[store.Key]finding, len(transactions))
 	var marker, fenced []store.Parked
 	for _, t := range transactions {
-		switch {
-		case t.Database.Mode == store.ModeClientOnly:
+		switch t.Database.Mode {
+		case store.ModeClientOnly:
 			found[t.Key] = finding{outcome: unknown, reason: clientOnly}
-		case t.Database.Mode == store.ModeXIDFenced:
+		case store.ModeXIDFenced:
 			fenced = append(fenced, t)
 		default:
 			marker = append(marker, t)
