@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -74,6 +75,26 @@ func TestBackendTerminatedMidBatch(t *testing.T) {
 	for _, r := range requests {
 		checkLogged(t, log, r.Key, 1, store.Prepared)
 	}
+}
+
+// The backend of a batch is killed, as by the out-of-memory killer: PostgreSQL restarts all of itself, and the batch is sent
+// again when it is back.
+func TestBackendKilledMidBatch(t *testing.T) {
+	t.Parallel()
+	cluster := storetest.NewCluster(t)
+	db := cluster.New(t)
+	w := runWriter(t, db.Store, store.WriterConfig{MaxWait: within})
+	do(t, w, prepare(storetest.Key(1), order("1")), nil) // connects
+	r := prepare(storetest.Key(1), order("1"))
+	blockKey(t, db, r.Key) // it ends with the crash
+	var p pending
+	p.submit(t, w, r)
+	if err := syscall.Kill(int(blockedWriter(t, db)), syscall.SIGKILL); err != nil {
+		t.Fatal("killing a backend needs the right to signal PostgreSQL's processes:", err)
+	}
+	p.wait()
+	checkAnswer(t, r, p.answers[r].Err, nil)
+	checkLogged(t, readLog(t, db.Store), r.Key, 1, store.Prepared)
 }
 
 // A statement that waits longer than the statement timeout is given up by the server and sent again.
