@@ -209,6 +209,32 @@ func TestSessionIdentity(t *testing.T) {
 	}
 }
 
+// A credential that is taken away ends the sessions it opened.
+func TestRevokedSession(t *testing.T) {
+	var path string
+	with := withPrincipals(t)
+	r := startWithout(t, newMemoryWriter(t), func(c *Config) { with(c); path = c.TokensFile })
+	s := openSession(t, withToken(t.Context(), "orders-secret"), r.client, hello("orders"))
+	sendCalls(t, s, callPrepareOf(1, newPrepare("orders")))
+	receiveResults(t, s, 1)
+	replace := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if changed, err := r.identities.check(); !changed || err != nil {
+			t.Fatalf("%v, %v", changed, err)
+		}
+	}
+	replace(fmt.Sprintf("principals: [{name: renamed, sources: [orders], token_sha256: [%s]}]", hashOf("orders-secret")))
+	sendCalls(t, s, callPrepareOf(2, newPrepare("orders")))
+	receiveResults(t, s, 1)
+	replace(fmt.Sprintf("principals: [{name: renamed, sources: [payments], token_sha256: [%s]}]", hashOf("orders-secret")))
+	sendCalls(t, s, callPrepareOf(3, newPrepare("orders")))
+	_, err := s.Recv()
+	wantError(t, err, codes.PermissionDenied, outboxv1.ErrorReason_ERROR_REASON_SOURCE_DENIED)
+}
+
 // Credentials that are not exactly a known bearer token are nobody's.
 func TestCredentials(t *testing.T) {
 	r := startWithout(t, newMemoryWriter(t), withPrincipals(t))

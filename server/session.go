@@ -34,6 +34,7 @@ type session struct {
 	databases []string
 	instance  string
 	sdk       string
+	known     *identities // those by which the caller was admitted
 	stream    grpc.BidiStreamingServer[outboxv1.SessionRequest, outboxv1.SessionResponse]
 
 	wake chan struct{} // something to send
@@ -98,8 +99,9 @@ func (s outboxService) openSession(stream grpc.BidiStreamingServer[outboxv1.Sess
 	if hello == nil {
 		return nil, nilHello
 	}
-	if p := principalOf(ctx); p == nil || !p.actsFor(hello.GetSource()) {
-		return nil, sourceDenied(hello.GetSource())
+	known := s.identities.get()
+	if err := admitted(ctx, known, hello.GetSource()); err != nil {
+		return nil, err
 	}
 	src, err := s.findSource(ctx, hello.GetSource())
 	if err != nil {
@@ -116,6 +118,7 @@ func (s outboxService) openSession(stream grpc.BidiStreamingServer[outboxv1.Sess
 		databases: hello.GetDatabases(),
 		instance:  hello.GetInstance(),
 		sdk:       hello.GetSdk(),
+		known:     known,
 		stream:    stream,
 		wake:      make(chan struct{}, 1),
 		room:      make(chan struct{}, 1),
@@ -130,6 +133,18 @@ func (s outboxService) openSession(stream grpc.BidiStreamingServer[outboxv1.Sess
 		return nil, err
 	}
 	return ses, nil
+}
+
+// admitted reports whether the caller of a session may act for a source.
+func admitted(ctx context.Context, known *identities, source string) error {
+	p, err := known.identify(ctx)
+	if err != nil {
+		return err
+	}
+	if !p.actsFor(source) {
+		return sourceDenied(source)
+	}
+	return nil
 }
 
 // nilHello: a session must begin with Hello.
@@ -161,6 +176,13 @@ func (s *session) receive(ctx context.Context) error {
 				return nil
 			}
 			return err
+		}
+		if now := s.server.identities.get(); now != s.known {
+			// The tokens file changed: a credential that was taken away must not live on in an open session.
+			if err := admitted(ctx, now, s.source.Name); err != nil {
+				return err
+			}
+			s.known = now
 		}
 		switch r := req.GetRequest().(type) {
 		case *outboxv1.SessionRequest_Calls_:
