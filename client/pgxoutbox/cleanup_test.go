@@ -61,6 +61,7 @@ func (w *world) oldMarker() uuid.UUID {
 func TestJanitor(t *testing.T) {
 	w := newWorld(t, options{upkeep: pgxoutbox.Upkeep{JanitorInterval: 50 * time.Millisecond}})
 	ctx := t.Context()
+	w.p.SetHorizon(time.Now().Add(-4 * time.Hour)) // the platform would still know everything that is three hours old
 	w.place("1", "young")
 	stored := func(s fakeplatform.State) uuid.UUID {
 		id := w.oldMarker()
