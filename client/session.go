@@ -159,9 +159,11 @@ func (s *session) run(ctx context.Context) {
 	delays := s.delays()
 	for ctx.Err() == nil {
 		st, err := s.connect(ctx)
+		if ctx.Err() != nil {
+			return
+		}
 		if err != nil {
-			wait := s.failed(err, delays)
-			sleep(ctx, wait)
+			sleep(ctx, s.failed(err, delays))
 			continue
 		}
 		opened := time.Now()

@@ -15,6 +15,9 @@ var (
 	// ErrAsyncCommit: synchronous_commit is off. A commit that the client was told of can be lost in a crash, after its events
 	// were published. Set it to on (or local) for this transaction.
 	ErrAsyncCommit = errors.New("outbox: synchronous_commit is off; a crash could lose the transaction after its events were published")
+	// ErrMustSpill: requests of earlier transactions wait in the database, spilled while the platform was away. Prepared now,
+	// this one would overtake them, and spilling is not allowed for it. Try again when they are drained.
+	ErrMustSpill = errors.New("outbox: earlier requests wait in the database, and this transaction may not spill behind them")
 	// ErrManaged: Commit or Rollback was called on a transaction that InTx ends.
 	ErrManaged = errors.New("outbox: InTx ends this transaction; return nil to commit and an error to roll back")
 )

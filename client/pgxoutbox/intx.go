@@ -75,6 +75,7 @@ func (tx *Tx) Rollback(context.Context) error { return client.ErrManaged }
 //
 //   - client.IsInvalid, client.IsDenied: the platform refuses the events; rolled back.
 //   - client.IsUnavailable: the platform is away and spilling is not allowed; rolled back.
+//   - client.ErrMustSpill: it would overtake spilled requests, and spilling is not allowed; rolled back.
 //   - client.ErrSavepoint, client.ErrAsyncCommit: not safe to prepare; rolled back.
 //   - *client.OutcomeUnknownError: COMMIT was sent and not answered. The events are published if it took effect.
 //   - Errors of the database, for example serialization failures, wrapped; rolled back. Retry loops around InTx are fine: every

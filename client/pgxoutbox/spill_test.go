@@ -1,6 +1,7 @@
 package pgxoutbox_test
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -180,7 +181,7 @@ func TestNoSpill(t *testing.T) {
 			}
 			w.spill("1", "earlier")
 			w.p.Restart()
-			if err := pgxoutbox.InTx(ctx, w.pool, w.c, o.tx, ordered(ctx, "1", "a")); err == nil || client.IsUnavailable(err) {
+			if err := pgxoutbox.InTx(ctx, w.pool, w.c, o.tx, ordered(ctx, "1", "a")); !errors.Is(err, client.ErrMustSpill) {
 				t.Errorf("would overtake: %v", err)
 			}
 			if n := value[int](w, "SELECT count(*) FROM orders WHERE id = '1'"); n != 0 {

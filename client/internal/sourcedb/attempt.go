@@ -60,10 +60,7 @@ func (a *Attempt) Mark(ctx context.Context, q Queryer, database string) error {
 	return err
 }
 
-var (
-	errTwice  = errors.New("outbox: an attempt is prepared once, with all events of the transaction")
-	errSpoilt = errors.New("outbox: spilling is needed to keep the order, because earlier requests wait in the database, but not allowed")
-)
+var errTwice = errors.New("outbox: an attempt is prepared once, with all events of the transaction")
 
 // Prepare prepares the events, or spills them. COMMIT must not follow an error.
 func (a *Attempt) Prepare(ctx context.Context, q Queryer, events []client.Event) error {
@@ -79,7 +76,7 @@ func (a *Attempt) Prepare(ctx context.Context, q Queryer, events []client.Event)
 	case err != nil:
 		return err
 	case must && !a.spill:
-		return errSpoilt
+		return client.ErrMustSpill
 	case must:
 		return a.store(ctx, q, r, nil)
 	}
