@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1coutbox/v1/error_reason.proto\x12\toutbox.v1*\xc3\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_FIELD_INVALID\x10\x01\x12 \n\x1c\x45RROR_REASON_EVENT_TOO_LARGE\x10\x02\x12\x1e\n\x1a\x45RROR_REASON_SOURCE_DENIED\x10\x03\x12\x1d\n\x19\x45RROR_REASON_TOPIC_DENIED\x10\x04\x12&\n\"ERROR_REASON_TRANSACTION_ID_REUSED\x10\x05\x12$\n ERROR_REASON_TRANSACTION_UNKNOWN\x10\x06\x12,\n(ERROR_REASON_TRANSACTION_ALREADY_DECIDED\x10\x07\x12\x1f\n\x1b\x45RROR_REASON_QUOTA_EXCEEDED\x10\x08\x12\x1d\n\x19\x45RROR_REASON_BACKLOG_FULL\x10\t\x12\"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\n\x12\x1b\n\x17\x45RROR_REASON_CONTENTION\x10\x0b\x12!\n\x1d\x45RROR_REASON_IDENTITY_UNKNOWN\x10\x0c\x12\x1e\n\x1a\x45RROR_REASON_METHOD_DENIED\x10\r\x12\x1a\n\x16\x45RROR_REASON_NOT_FOUND\x10\x0e\x12\x1e\n\x1a\x45RROR_REASON_SOURCE_IN_USE\x10\x0f\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x10\x42N\n\rdev.outbox.v1P\x01Z;github.com/outbox-platform/outbox/gen/go/outbox/v1;outboxv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1coutbox/v1/error_reason.proto\x12\toutbox.v1*\x8a\x05\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_FIELD_INVALID\x10\x01\x12 \n\x1c\x45RROR_REASON_EVENT_TOO_LARGE\x10\x02\x12\x1e\n\x1a\x45RROR_REASON_SOURCE_DENIED\x10\x03\x12\x1d\n\x19\x45RROR_REASON_TOPIC_DENIED\x10\x04\x12&\n\"ERROR_REASON_TRANSACTION_ID_REUSED\x10\x05\x12$\n ERROR_REASON_TRANSACTION_UNKNOWN\x10\x06\x12,\n(ERROR_REASON_TRANSACTION_ALREADY_DECIDED\x10\x07\x12\x1f\n\x1b\x45RROR_REASON_QUOTA_EXCEEDED\x10\x08\x12\x1d\n\x19\x45RROR_REASON_BACKLOG_FULL\x10\t\x12\"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\n\x12\x1b\n\x17\x45RROR_REASON_CONTENTION\x10\x0b\x12!\n\x1d\x45RROR_REASON_IDENTITY_UNKNOWN\x10\x0c\x12\x1e\n\x1a\x45RROR_REASON_METHOD_DENIED\x10\r\x12\x1a\n\x16\x45RROR_REASON_NOT_FOUND\x10\x0e\x12\x1e\n\x1a\x45RROR_REASON_SOURCE_IN_USE\x10\x0f\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x10\x12\x1d\n\x19\x45RROR_REASON_NOT_IN_DOUBT\x10\x11\x12&\n\"ERROR_REASON_SOURCE_DATABASE_UNFIT\x10\x12\x42N\n\rdev.outbox.v1P\x01Z;github.com/outbox-platform/outbox/gen/go/outbox/v1;outboxv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\rdev.outbox.v1P\001Z;github.com/outbox-platform/outbox/gen/go/outbox/v1;outboxv1'
   _globals['_ERRORREASON']._serialized_start=44
-  _globals['_ERRORREASON']._serialized_end=623
+  _globals['_ERRORREASON']._serialized_end=694
 # @@protoc_insertion_point(module_scope)

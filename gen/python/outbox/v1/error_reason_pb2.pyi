@@ -23,6 +23,8 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_NOT_FOUND: _ClassVar[ErrorReason]
     ERROR_REASON_SOURCE_IN_USE: _ClassVar[ErrorReason]
     ERROR_REASON_INTERNAL: _ClassVar[ErrorReason]
+    ERROR_REASON_NOT_IN_DOUBT: _ClassVar[ErrorReason]
+    ERROR_REASON_SOURCE_DATABASE_UNFIT: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_FIELD_INVALID: ErrorReason
 ERROR_REASON_EVENT_TOO_LARGE: ErrorReason
@@ -40,3 +42,5 @@ ERROR_REASON_METHOD_DENIED: ErrorReason
 ERROR_REASON_NOT_FOUND: ErrorReason
 ERROR_REASON_SOURCE_IN_USE: ErrorReason
 ERROR_REASON_INTERNAL: ErrorReason
+ERROR_REASON_NOT_IN_DOUBT: ErrorReason
+ERROR_REASON_SOURCE_DATABASE_UNFIT: ErrorReason
