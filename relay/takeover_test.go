@@ -379,7 +379,7 @@ func TestStopIsBoundedWhenTheClusterIsAway(t *testing.T) {
 
 func TestIdleCostsLittle(t *testing.T) {
 	p := newPlatform(t, storetest.WithShards(16))
-	r := p.start("a")
+	r := p.start("a", func(c *relay.Config) { *c = relay.Config{Instance: "a"} })
 	p.eventually("all held", func() bool { return r.metric(t, "outbox_held_shards") == 16 })
 	used := func() time.Duration {
 		var u syscall.Rusage
