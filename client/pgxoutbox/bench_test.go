@@ -163,3 +163,30 @@ func report(b *testing.B, what string, d []time.Duration) {
 	b.ReportMetric(float64(d[len(d)/2].Microseconds()), what+"-p50-µs")
 	b.ReportMetric(float64(d[len(d)*99/100].Microseconds()), what+"-p99-µs")
 }
+
+// BenchmarkDrain measures how fast spilled requests of 1 KiB are drained, over so many aggregates. Under load, spilling ends only
+// when this is faster than new ones come.
+func BenchmarkDrain(b *testing.B) {
+	for _, aggregates := range []int{1, 10, 1000} {
+		b.Run(fmt.Sprint("aggregates=", aggregates), func(b *testing.B) {
+			x := newBench(b)
+			rows := make([][]any, b.N)
+			for i := range rows {
+				id := client.NewID()
+				r, err := x.c.Encode(b.Context(), id, client.DatabaseTransaction{}, event(fmt.Sprint(i%aggregates), string(make([]byte, 1024))))
+				if err != nil {
+					b.Fatal(err)
+				}
+				rows[i] = []any{id, r.Bytes()}
+			}
+			b.ResetTimer()
+			_, err := x.pool.CopyFrom(b.Context(), pgx.Identifier{"outbox_marker"}, []string{"id", "spilled"}, pgx.CopyFromRows(rows))
+			if err != nil {
+				b.Fatal(err)
+			}
+			storetest.Eventually(b, 5*time.Minute, func() bool { return x.c.Stats().Drained == uint64(b.N) })
+			b.StopTimer()
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "drained/s")
+		})
+	}
+}

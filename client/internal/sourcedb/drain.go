@@ -32,10 +32,10 @@ const (
 
 const (
 	// drainRows and drainBytes bound one step.
-	drainRows  = 500
+	drainRows  = 1000
 	drainBytes = 16 << 20
 	// drainParallel bounds the requests that are published at a time.
-	drainParallel = 64
+	drainParallel = 256
 )
 
 // errTooOld refuses a spilled request that may have been published before anybody can tell.
