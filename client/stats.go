@@ -52,11 +52,11 @@ func (c *Client) Stats() Stats {
 	}
 }
 
-// Upkeep is what a registered database reports about its own work, for Stats.
-type Upkeep struct{ Spilled, Drained, Refused, MarkersDeleted uint64 }
+// UpkeepCounts is what a registered database reports about its own work, for Stats.
+type UpkeepCounts struct{ Spilled, Drained, Refused, MarkersDeleted uint64 }
 
 // Count adds to the counters. Implementations of [Database] call it.
-func (c *Client) Count(u Upkeep) {
+func (c *Client) Count(u UpkeepCounts) {
 	c.stats.spilled.Add(u.Spilled)
 	c.stats.drained.Add(u.Drained)
 	c.stats.refused.Add(u.Refused)

@@ -16,6 +16,9 @@ type Upkeep = sourcedb.Upkeep
 // check-back questions from it, publishes spilled requests, and deletes old markers. The handle must lead to the primary, with the
 // same search_path as the service's transactions, and stay open until the client is closed. An empty name is "default".
 //
+// Upkeep and answers take a few connections of their own from the pool, for a moment each. Where transactions may hold all of
+// them for long, register a second, small pool.
+//
 // Every instance of a service registers its database. Connections through a pooler in transaction mode are fine.
 func Register(c *client.Client, name string, db *sql.DB, u Upkeep) error {
 	_, err := sourcedb.Register(c, name, pool{queryer{db}, db}, u)

@@ -136,7 +136,7 @@ func (a *Attempt) Committed() {
 		}
 		a.ended = true
 		if a.spilled {
-			a.c.Count(client.Upkeep{Spilled: 1})
+			a.c.Count(client.UpkeepCounts{Spilled: 1})
 			a.db.wakeUp()
 			return
 		}

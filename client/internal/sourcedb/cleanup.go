@@ -79,7 +79,7 @@ func (d *Database) CleanOnce(ctx context.Context) (int, error) {
 		return 0, nil
 	}
 	deleted, err := d.pool.Exec(ctx, deleteSQL, ids, d.upkeep.MarkerRetention.Microseconds())
-	d.c.Count(client.Upkeep{MarkersDeleted: uint64(max(0, deleted))})
+	d.c.Count(client.UpkeepCounts{MarkersDeleted: uint64(max(0, deleted))})
 	return len(ids), err
 }
 
@@ -113,7 +113,7 @@ func (d *Database) TidyOnce(ctx context.Context, after uuid.UUID) (next uuid.UUI
 			if e != nil {
 				return e
 			}
-			d.c.Count(client.Upkeep{MarkersDeleted: uint64(deleted)})
+			d.c.Count(client.UpkeepCounts{MarkersDeleted: uint64(deleted)})
 		}
 		if err != nil {
 			d.c.Logger().Warn("asking about old markers", "database", d.name, "error", err)

@@ -111,7 +111,7 @@ func (d *Database) DrainOnce(ctx context.Context) (more bool, err error) {
 	if err != nil || !ran || len(rows) == 0 {
 		return false, err
 	}
-	var done client.Upkeep
+	var done client.UpkeepCounts
 	for _, r := range rows {
 		switch {
 		case r.err == nil:
