@@ -10,15 +10,15 @@ import (
 )
 
 // Spill says what happens when the platform cannot be reached in time.
-type Spill = sourcedb.Spill
+type Spill = client.Spill
 
 // The policies.
 const (
 	// SpillDefault stores the request in the marker, in the same transaction, to be published later and in order. Without a
 	// registered database, whose client would publish it, the transaction fails instead.
-	SpillDefault = sourcedb.SpillDefault
+	SpillDefault = client.SpillDefault
 	// SpillNever fails the transaction.
-	SpillNever = sourcedb.SpillNever
+	SpillNever = client.SpillNever
 )
 
 // Options are the options of one transaction. The zero value is usable.

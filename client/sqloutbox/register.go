@@ -2,7 +2,6 @@ package sqloutbox
 
 import (
 	"context"
-
 	"database/sql"
 
 	"github.com/outbox-platform/outbox/client"
@@ -10,7 +9,7 @@ import (
 )
 
 // Upkeep configures what the client does in the background for a registered database. The zero value has the defaults.
-type Upkeep = sourcedb.Upkeep
+type Upkeep = client.Upkeep
 
 // Register names a source database to the client. From then on, until the client is closed, the client answers
 // check-back questions from it, publishes spilled requests, and deletes old markers. The handle must lead to the primary, with the

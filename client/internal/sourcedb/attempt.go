@@ -11,23 +11,12 @@ import (
 	"github.com/outbox-platform/outbox/client"
 )
 
-// Spill says what happens when the platform cannot be reached in time.
-type Spill int
-
-// The policies.
-const (
-	// SpillDefault spills when the database is registered with the client, so that somebody drains it, and fails otherwise.
-	SpillDefault Spill = iota
-	// SpillNever fails the transaction.
-	SpillNever
-)
-
 // Options are the options of one attempt.
 type Options struct {
 	// Database names the source database. Empty: "default".
 	Database string
 	// Spill is the policy for times when the platform is away.
-	Spill Spill
+	Spill client.Spill
 }
 
 // Attempt is one attempt of a database transaction that has events. It is used by one goroutine.
@@ -47,7 +36,7 @@ type Attempt struct {
 // NewAttempt returns an attempt with a new id.
 func NewAttempt(c *client.Client, o Options) *Attempt {
 	db, _ := c.Registered(o.Database).(*Database)
-	return &Attempt{c: c, db: db, id: client.NewID(), spill: o.Spill == SpillDefault && db != nil}
+	return &Attempt{c: c, db: db, id: client.NewID(), spill: o.Spill == client.SpillDefault && db != nil}
 }
 
 // ID returns the transaction's id.

@@ -13,24 +13,8 @@ import (
 	"github.com/outbox-platform/outbox/client"
 )
 
-// Upkeep configures what happens in the background for a registered database. Zero values are the defaults.
-type Upkeep struct {
-	// MarkerRetention is how long a marker stays after its Commit was acknowledged. It must not be less than the platform's.
-	// Default 1 h.
-	MarkerRetention time.Duration
-	// SpillRetention is the age at which a spilled request is refused instead of published: the platform may have forgotten
-	// that it had it already. It must not be more than the platform's resolution retention. Default 7 days.
-	SpillRetention time.Duration
-	// DrainInterval is how often spilled requests are looked for, when nothing has said that there are any. Default 1 s.
-	DrainInterval time.Duration
-	// JanitorInterval is how often markers that nobody has deleted are looked through. Default 10 min.
-	JanitorInterval time.Duration
-	// MaxAcknowledged bounds the markers that this process remembers to delete, 16 bytes each; the janitor finds the others.
-	// Default 1,000,000.
-	MaxAcknowledged int
-}
-
-func (u Upkeep) withDefaults() (Upkeep, error) {
+// withDefaults returns the configuration as it will be used, or what is wrong with it.
+func withDefaults(u client.Upkeep) (client.Upkeep, error) {
 	for name, d := range map[string]time.Duration{
 		"MarkerRetention": u.MarkerRetention, "SpillRetention": u.SpillRetention, "DrainInterval": u.DrainInterval,
 		"JanitorInterval": u.JanitorInterval,
@@ -55,7 +39,7 @@ type Database struct {
 	c      *client.Client
 	name   string
 	pool   Pool
-	upkeep Upkeep
+	upkeep client.Upkeep
 	wake   chan struct{} // something was spilled
 
 	mu    sync.Mutex
@@ -65,8 +49,8 @@ type Database struct {
 var _ client.Database = (*Database)(nil)
 
 // Register registers a database with the client.
-func Register(c *client.Client, name string, pool Pool, u Upkeep) (*Database, error) {
-	u, err := u.withDefaults()
+func Register(c *client.Client, name string, pool Pool, u client.Upkeep) (*Database, error) {
+	u, err := withDefaults(u)
 	if err != nil {
 		return nil, err
 	}

@@ -131,7 +131,7 @@ func TestFirstID(t *testing.T) {
 
 // TestBoundedMemory: what is beyond the bound is left to the janitor.
 func TestBoundedMemory(t *testing.T) {
-	d := &Database{upkeep: Upkeep{MaxAcknowledged: 2}}
+	d := &Database{upkeep: client.Upkeep{MaxAcknowledged: 2}}
 	for range 5 {
 		d.acknowledged(client.NewID())
 	}
