@@ -538,16 +538,16 @@ func (w *world) takeOver(tails bool) {
 	}
 	for w.read() {
 	}
-	var published map[[16]byte]string
+	var published map[publishedEvent]struct{}
 	if tails {
-		published = map[[16]byte]string{}
+		published = map[publishedEvent]struct{}{}
 		for tp, tail := range w.tails {
 			from, ok := w.sh.offsets[tp]
 			if !ok {
 				continue
 			}
 			for _, m := range tail[from:] {
-				published[m.id] = m.topic
+				published[publishedEvent{m.id, EventIDHeader(w.core.sources[m.agg.Source].RecordProfile), m.topic}] = struct{}{}
 			}
 		}
 	}

@@ -9,7 +9,7 @@ import (
 
 // next returns an event to deliver now, or nil. The event counts as in flight until report or refused. Shards take turns.
 func (c *core) next(now time.Time) *event {
-	if c.unacked >= c.maxUnacked || !c.cluster.open(now, c.unacked) {
+	if c.unacked >= c.maxUnacked || !c.cluster.open(now) {
 		return nil
 	}
 	for range c.shards {
@@ -22,6 +22,7 @@ func (c *core) next(now time.Time) *event {
 			continue
 		}
 		if e := c.nextOf(s); e != nil {
+			c.cluster.sent(now)
 			return e
 		}
 	}
@@ -38,7 +39,7 @@ func (c *core) nextOf(s *shard) *event {
 			c.advance(a)
 			continue
 		}
-		if s.delivered(e) {
+		if c.delivered(s, e) {
 			c.tally.suppressed++
 			c.succeeded(e)
 			c.advance(a)
@@ -160,23 +161,31 @@ func (s *shard) acknowledged(tp TopicPartition, offset int64) {
 	s.offsetsChanged = true
 }
 
-// clusterPause holds everything back while the cluster is away. Afterwards one record at a time goes out until one is
-// acknowledged.
+// clusterPause holds everything back while the cluster is away. From time to time one record tries for all, whatever
+// is still in flight: some of that may be stuck for reasons of its own topic.
 type clusterPause struct {
 	backoff time.Duration // 0: the cluster is there
 	until   time.Time
+	probing bool // a record went out to try
 }
 
-func (p *clusterPause) open(now time.Time, unacked int) bool {
-	return p.backoff == 0 || !now.Before(p.until) && unacked == 0
+func (p *clusterPause) open(now time.Time) bool { return p.backoff == 0 || !now.Before(p.until) }
+
+// sent takes note that a record goes out.
+func (p *clusterPause) sent(now time.Time) {
+	if p.backoff > 0 {
+		p.probing = true
+		p.until = now.Add(p.backoff)
+	}
 }
 
 func (p *clusterPause) failed(now time.Time, least, most time.Duration) {
-	if p.backoff > 0 && now.Before(p.until) {
+	if p.backoff > 0 && !p.probing && now.Before(p.until) {
 		return // one of those that were in flight when it began
 	}
+	p.probing = false
 	p.backoff = min(max(2*p.backoff, least), most)
 	p.until = now.Add(p.backoff)
 }
 
-func (p *clusterPause) succeeded() { p.backoff = 0 }
+func (p *clusterPause) succeeded() { *p = clusterPause{} }

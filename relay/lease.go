@@ -113,6 +113,13 @@ func (r *Relay) acquire(limit int) {
 
 // takeOver begins the tenure of a shard.
 func (r *Relay) takeOver(lease store.Lease, attempt time.Time) {
+	// A lease that ran out is anybody's, also ours again. The tenure before ended with its epoch.
+	for _, s := range r.core.shards {
+		if s.number == lease.Shard {
+			r.fenced(s, time.Now())
+			break
+		}
+	}
 	s := r.core.acquire(lease.Shard, lease.Epoch, lease.Checkpoint)
 	s.trustUntil = attempt.Add(r.cfg.trust())
 	s.renewAt = attempt.Add(r.cfg.RenewEvery)

@@ -188,7 +188,7 @@ func (c *core) load(s *shard, now time.Time) []load {
 	}
 	aggregates, rows := c.loadAggregates, c.loadRows
 	if c.full() {
-		if c.unacked > 0 || !c.cluster.open(now, 0) {
+		if c.unacked > 0 || !c.cluster.open(now) {
 			return nil
 		}
 		aggregates, rows = 1, 1

@@ -128,6 +128,7 @@ type Relay struct {
 	// Of Run:
 	io         context.Context
 	results    chan func()
+	reports    <-chan *Delivery // nil once the sink is closed
 	inProgress int // accesses on their way
 	stopping   bool
 	stopBy     time.Time
@@ -207,6 +208,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	defer cancel()
 	r.io = io
 	r.results = make(chan func(), 64)
+	r.reports = r.sink.Reports()
 	r.log.Info("relay started", "shards", r.st.ShardCount())
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -219,7 +221,7 @@ func (r *Relay) Run(ctx context.Context) error {
 		r.work(now)
 		timer.Reset(r.wait(time.Now()))
 		select {
-		case d := <-r.sink.Reports():
+		case d := <-r.reports:
 			r.takeReports(d)
 		case done := <-r.results:
 			r.inProgress--

@@ -372,6 +372,25 @@ func TestSinkFullWaits(t *testing.T) {
 	p.eventually("all written", func() bool { return p.cluster.Len() == 10 })
 }
 
+func TestManyReportsAtOnceAreAllTaken(t *testing.T) {
+	p := newPlatform(t)
+	r := p.start("one")
+	r.sink.HoldAcks(true)
+	const n = 3000 // more than are taken at once
+	for i := 0; i < n; i += 100 {
+		var events []store.Event
+		for j := range 100 {
+			events = append(events, order(fmt.Sprint("o", i+j), "first"))
+		}
+		p.publish(p.source, events...)
+	}
+	p.eventually("in flight", func() bool { return r.sink.Unreported() == n })
+	r.sink.HoldAcks(false)
+	p.eventually("all taken", func() bool { return r.metric(t, "outbox_published_total") == n })
+	r.stop(t)
+	p.verify()
+}
+
 func TestMemoryFullOfUndecidedEventsIsParked(t *testing.T) {
 	p := newPlatform(t, storetest.WithShards(1))
 	r := p.start("one", func(c *relay.Config) { c.MemoryBytes = 20_000 })

@@ -16,7 +16,7 @@ const (
 
 // deliver hands events to the sink as long as it takes them. The lease is checked before each.
 func (r *Relay) deliver(now time.Time) {
-	if now.Before(r.deliverAt) {
+	if now.Before(r.deliverAt) || r.reports == nil {
 		return
 	}
 	c := r.core
@@ -45,23 +45,31 @@ func (r *Relay) deliver(now time.Time) {
 	r.deliverAt = now // there is more: do not wait long for something else
 }
 
-// takeReports takes a report and all that are there already.
+// takeReports takes a report and those that are there already, but not so many that nothing else is done.
 func (r *Relay) takeReports(d *Delivery) {
 	now := time.Now()
-	for range deliverAtOnce {
+	r.deliverAt = time.Time{}
+	for n := 1; ; n++ {
 		if d == nil { // the sink was closed while we run: nothing will be reported any more
-			r.log.Error("the sink was closed before the relay ended")
+			r.sinkClosed()
 			return
 		}
 		r.takeReport(d.Opaque.(*event), d.Partition, d.Offset, d.Err, now)
+		if n == deliverAtOnce {
+			return
+		}
 		select {
-		case d = <-r.sink.Reports():
+		case d = <-r.reports:
 		default:
-			r.deliverAt = time.Time{}
 			return
 		}
 	}
-	r.deliverAt = time.Time{}
+}
+
+// sinkClosed stops waiting for reports.
+func (r *Relay) sinkClosed() {
+	r.reports = nil
+	r.log.Error("the sink was closed before the relay ended: nothing more is delivered")
 }
 
 // takeReport takes what became of one event, and returns the class of the failure, 0 for none.

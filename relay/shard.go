@@ -80,7 +80,7 @@ type shard struct {
 	// After a takeover: aggregates that had rows, and what the last holder delivered.
 	restored   []*aggregate
 	restoredTo store.Position
-	published  map[[16]byte]string
+	published  map[publishedEvent]struct{}
 	knownTo    store.Position // published matters up to here
 }
 

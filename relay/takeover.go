@@ -128,8 +128,15 @@ func (c *core) restorePend(s *shard, h *inheritance, now time.Time) error {
 	return nil
 }
 
-// start ends a takeover: what Kafka is known to have, by event id with its topic, is not delivered again.
-func (c *core) start(s *shard, published map[[16]byte]string) {
+// publishedEvent names an event that a record in Kafka carries: its id, the header that says so, and the record's topic.
+type publishedEvent struct {
+	id     [16]byte
+	header string
+	topic  string
+}
+
+// start ends a takeover: what Kafka is known to have is not delivered again.
+func (c *core) start(s *shard, published map[publishedEvent]struct{}) {
 	s.phase = phaseActive
 	s.knownTo = s.cursor
 	if len(published) > 0 {
@@ -137,16 +144,28 @@ func (c *core) start(s *shard, published map[[16]byte]string) {
 	}
 }
 
-// delivered reports whether the last holder delivered this event.
-func (s *shard) delivered(e *event) bool {
+// delivered reports whether the last holder delivered this event. Only the header that the event's own profile adds counts:
+// another header with the same value is some caller's, for example the id of a cause. An event to which its caller gave a
+// header of that name cannot be recognised, and is delivered again.
+func (c *core) delivered(s *shard, e *event) bool {
 	if s.published == nil {
 		return false
 	}
-	topic, ok := s.published[e.rec.Event.ID]
-	if !ok || topic != e.rec.Event.Topic {
+	src := c.sources[e.rec.Key.Source]
+	if src == nil {
 		return false
 	}
-	delete(s.published, e.rec.Event.ID)
+	header := EventIDHeader(src.RecordProfile)
+	for i := range e.rec.Event.Headers {
+		if e.rec.Event.Headers[i].Name == header {
+			return false
+		}
+	}
+	known := publishedEvent{e.rec.Event.ID, header, e.rec.Event.Topic}
+	if _, ok := s.published[known]; !ok {
+		return false
+	}
+	delete(s.published, known)
 	return true
 }
 
@@ -309,7 +328,7 @@ type tail struct {
 	shard     string // as EpochHeader begins
 	left      int
 	enough    func()
-	published map[[16]byte]string
+	published map[publishedEvent]struct{}
 }
 
 // take takes a record.
@@ -320,25 +339,25 @@ func (t *tail) take(tp TopicPartition, _ int64, headers []store.Header) {
 	}
 	t.left--
 	ours := false
-	var id [16]byte
-	found := false
 	for i := range headers {
-		switch h := &headers[i]; h.Name {
-		case EpochHeader:
+		if h := &headers[i]; h.Name == EpochHeader {
 			ours = ours || strings.HasPrefix(string(h.Value), t.shard)
-		case "ce_id", "event_id", "id":
-			if parsed, ok := parseUUID(h.Value); ok && !found {
-				id, found = parsed, true
-			}
 		}
 	}
-	if !ours || !found {
+	if !ours {
 		return
 	}
 	if t.published == nil {
-		t.published = map[[16]byte]string{}
+		t.published = map[publishedEvent]struct{}{}
 	}
-	t.published[id] = tp.Topic
+	for i := range headers {
+		switch h := &headers[i]; h.Name {
+		case "ce_id", "event_id", "id":
+			if id, ok := parseUUID(h.Value); ok {
+				t.published[publishedEvent{id, h.Name, tp.Topic}] = struct{}{}
+			}
+		}
+	}
 }
 
 // parseUUID reads the canonical text of a UUID.
