@@ -129,7 +129,7 @@ type Relay struct {
 	io         context.Context
 	results    chan func()
 	reports    <-chan *Delivery // nil once the sink is closed
-	inProgress int // accesses on their way
+	inProgress int              // accesses on their way
 	stopping   bool
 	stopBy     time.Time
 
@@ -137,6 +137,7 @@ type Relay struct {
 	lease      leaseLoop
 	checkpoint stepLoop
 	deliverAt  time.Time // earliest time of the next delivery after the sink refused one
+	more       bool      // there may be more to deliver at once
 	ticked     time.Time
 	// failureLogged is when a failed delivery was logged last.
 	failureLogged time.Time
@@ -261,6 +262,9 @@ func (r *Relay) work(now time.Time) {
 
 // wait is how long nothing is due.
 func (r *Relay) wait(now time.Time) time.Duration {
+	if r.more {
+		return 0
+	}
 	next := now.Add(r.cfg.RenewEvery / 2)
 	r.read.wake(r, &next)
 	r.checkpoint.wake(r, &next)

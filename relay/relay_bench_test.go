@@ -85,9 +85,11 @@ func BenchmarkRelay(b *testing.B) {
 	ended := make(chan error, 1)
 	b.ResetTimer()
 	began := time.Now()
+	cpu := cpuTime(b)
 	go func() { ended <- r.Run(ctx) }()
 	<-sink.done
 	b.ReportMetric(float64(preloaded)/time.Since(began).Seconds(), "events/s")
+	b.ReportMetric(float64((cpuTime(b)-cpu).Microseconds())/float64(preloaded), "µs-cpu/event")
 	b.StopTimer()
 	cancel()
 	<-ended

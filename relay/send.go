@@ -16,6 +16,7 @@ const (
 
 // deliver hands events to the sink as long as it takes them. The lease is checked before each.
 func (r *Relay) deliver(now time.Time) {
+	r.more = false
 	if now.Before(r.deliverAt) || r.reports == nil {
 		return
 	}
@@ -42,7 +43,7 @@ func (r *Relay) deliver(now time.Time) {
 			return
 		}
 	}
-	r.deliverAt = now // there is more: do not wait long for something else
+	r.more = true
 }
 
 // takeReports takes a report and those that are there already, but not so many that nothing else is done.
