@@ -1,7 +1,7 @@
 package relay
 
 import (
-	"errors"
+	"flag"
 	"fmt"
 	"slices"
 	"strings"
@@ -769,8 +769,6 @@ func TestCoreKeepsItsPromises(t *testing.T) {
 	})
 }
 
-var errModel = errors.New("model")
-
 func (w *world) dump() string {
 	var b []byte
 	for _, all := range w.sh.aggregates {
@@ -780,4 +778,13 @@ func (w *world) dump() string {
 		}
 	}
 	return string(fmt.Appendf(b, "\nbusy %d dirty %v full %v unacked %d cluster %v ready %d thaw %d bytes %d ops %d cursor %s pauses %d", w.sh.busy, w.sh.dirty, w.core.full(), w.core.unacked, w.core.cluster, w.sh.ready.n, w.sh.thaw.n, w.core.bytes, len(w.sh.operations), w.sh.cursor, len(w.core.pauses)))
+}
+
+// Longer runs than rapid's own 30 actions: what goes wrong needs many. Flags on the command line come later and win.
+func init() {
+	for name, value := range map[string]string{"rapid.checks": "200", "rapid.steps": "120"} {
+		if err := flag.Set(name, value); err != nil {
+			panic(err)
+		}
+	}
 }

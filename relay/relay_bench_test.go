@@ -92,5 +92,7 @@ func BenchmarkRelay(b *testing.B) {
 	b.ReportMetric(float64((cpuTime(b)-cpu).Microseconds())/float64(preloaded), "µs-cpu/event")
 	b.StopTimer()
 	cancel()
-	<-ended
+	if err := <-ended; err != nil {
+		b.Fatal(err)
+	}
 }

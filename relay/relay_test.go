@@ -20,21 +20,21 @@ func TestCommittedEventsArriveInOrder(t *testing.T) {
 	for i := range 60 {
 		id := fmt.Sprint("o", i%4)
 		payload := fmt.Sprint(id, "/", i)
-		switch tx := (prepared{}); i % 5 {
+		switch i % 5 {
 		case 0:
 			p.publish(p.source, order(id, payload))
 			want[id] = append(want[id], payload)
 		case 1:
-			tx = p.prepare(p.source, order(id, payload))
+			tx := p.prepare(p.source, order(id, payload))
 			p.abort(tx)
 		case 2: // several events of one transaction: two aggregates, one of them twice
 			other := fmt.Sprint("p", i%3)
-			tx = p.prepare(p.source, order(id, payload+"a"), order(other, payload+"b"), storetest.Event("bills", "order", id, payload+"c"))
+			tx := p.prepare(p.source, order(id, payload+"a"), order(other, payload+"b"), storetest.Event("bills", "order", id, payload+"c"))
 			p.commit(tx)
 			want[id] = append(want[id], payload+"a", payload+"c")
 			want[other] = append(want[other], payload+"b")
 		default:
-			tx = p.prepare(p.source, order(id, payload))
+			tx := p.prepare(p.source, order(id, payload))
 			p.commit(tx)
 			want[id] = append(want[id], payload)
 		}

@@ -13,6 +13,15 @@ import (
 	"github.com/outbox-platform/outbox/store/storetest"
 )
 
+// settled waits until the checkpoints say that everything is out.
+func (p *platform) settled() {
+	p.t.Helper()
+	p.caughtUp()
+	p.eventually("nothing is outstanding", func() bool {
+		return storetest.Query[int64](p.t, p.db, "SELECT sum(length(pend)) FROM outbox.shard")[0] == 0
+	})
+}
+
 // caughtUp waits until the checkpoints have everything.
 func (p *platform) caughtUp() {
 	p.t.Helper()
@@ -34,7 +43,7 @@ func TestTakeoverSuppressesWhatWasDelivered(t *testing.T) {
 		p.publish(p.source, order(id, id+"0"))
 		p.wantValues(id, id+"0")
 	}
-	p.caughtUp()
+	p.settled()
 	p.eventually("offsets are written", func() bool {
 		return storetest.Query[int64](t, p.db, "SELECT sum(length(offsets)) FROM outbox.shard")[0] >= 12
 	})
@@ -78,6 +87,7 @@ func TestZombieDeliversNothingAfterItsLease(t *testing.T) {
 	a := p.startOn(st, "a")
 	p.publish(p.source, order("x", "x0"))
 	p.wantValues("x", "x0")
+	p.settled()
 	a.sink.HoldWrites(true)
 	p.publish(p.source, order("x", "x1"), order("x", "x2"))
 	p.eventually("in flight", func() bool { return a.sink.Unreported() == 1 })

@@ -64,9 +64,9 @@ func (p *process) awaitReady(ctx context.Context, within time.Duration, check fu
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	last := errors.New("not asked yet")
 	for {
-		if last = check(ctx); last == nil {
+		last := check(ctx)
+		if last == nil {
 			return nil
 		}
 		select {

@@ -14,7 +14,7 @@ import (
 func (c *Cmd) newWorkload(ctx context.Context, s *stage, topic string, n int, l *ledger) (workload, error) {
 	var (
 		cl      *client.Client
-		onClose = func() error { return nil }
+		onClose func() error
 		err     error
 	)
 	if c.Target == targetOutbox {
