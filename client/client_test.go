@@ -140,9 +140,6 @@ func TestRetryKeepsToRetryInfoAndDeadline(t *testing.T) {
 	p := fakeplatform.Start(t)
 	c := newClient(t, p, func(cfg *client.Config) { cfg.CallTimeout = 500 * time.Millisecond })
 	p.SetFault(func(call fakeplatform.Call) fakeplatform.Fault {
-		return fakeplatform.Fault{Err: fakeplatform.Error(codes.Unavailable, "STORE_UNAVAILABLE", time.Hour, nil)}
-	})
-	p.SetFault(func(call fakeplatform.Call) fakeplatform.Fault {
 		if call.Name == "session" {
 			return fakeplatform.Fault{}
 		}
