@@ -176,7 +176,10 @@ func (a *aggregate) outstanding() int { return a.front.n + a.unloaded + a.back.n
 // aggregate returns the aggregate with this id, made if there is none. The id's strings are copied: they may point into a
 // segment.
 func (c *core) aggregate(s *shard, id store.Aggregate) *aggregate {
-	hash := id.Hash()
+	return c.aggregateAt(s, id, id.Hash())
+}
+
+func (c *core) aggregateAt(s *shard, id store.Aggregate, hash uint64) *aggregate {
 	a := s.find(id, hash)
 	if a != nil {
 		return a

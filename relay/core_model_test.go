@@ -15,7 +15,7 @@ import (
 
 // world is a store, a log, a Kafka and a holder, each as simple as can be: what the core is checked against.
 type world struct {
-	t    *rapid.T
+	t    failer
 	now  time.Time
 	core *core
 	sh   *shard
@@ -72,6 +72,12 @@ func (w *world) fail(a store.Aggregate, format string, args ...any) {
 	w.t.Fatalf("%s%s", text, w.dump())
 }
 
+// failer is a *rapid.T or a *testing.T.
+type failer interface {
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
+
 type modelSegment struct {
 	pos     store.Position
 	records []store.Record
@@ -108,7 +114,7 @@ func modelLimits() limits {
 	}
 }
 
-func newWorld(t *rapid.T) *world {
+func newWorld(t failer) *world {
 	w := &world{
 		t: t, now: time.Unix(1_000_000, 0), events: map[[16]byte]*modelEvent{},
 		at: map[store.EventPosition]*modelEvent{}, byAgg: map[store.Aggregate][]*modelEvent{},
@@ -122,6 +128,7 @@ func newWorld(t *rapid.T) *world {
 			sourceSkip:  {ID: sourceSkip, Name: "skip", FailurePolicy: policySkip, RecordProfile: 1},
 		},
 	}
+	w.core = newCore(modelLimits())
 	w.takeOver(false)
 	return w
 }
@@ -144,25 +151,41 @@ func (w *world) prepare(t *rapid.T) {
 		if first.Source == sourceBlock && rapid.Bool().Draw(t, "other") {
 			agg = modelAggregates[1]
 		}
-		e := &modelEvent{agg: agg, txn: txn, topic: rapid.SampledFrom([]string{"x", "y"}).Draw(t, "topic")}
-		w.at[store.EventPosition{Position: seg.pos, Record: int32(len(seg.records))}] = e
-		e.id[0], e.id[1] = byte(len(w.events)), byte(len(w.events)>>8)
-		e.poison = rapid.IntRange(0, 7).Draw(t, "poison") == 0
-		w.events[e.id] = e
-		w.byAgg[agg] = append(w.byAgg[agg], e)
-		txn.events = append(txn.events, e)
-		r := store.Record{Number: int32(len(seg.records)), Key: txn.key, PreparedAt: 1, Event: store.Event{
-			ID: e.id, Topic: e.topic, AggregateType: agg.Type, AggregateID: agg.ID, Payload: []byte{1},
-		}}
-		if publish {
-			r.State = store.Committed
-			txn.state, txn.decided = store.Committed, true
-		} else {
-			r.Database = &store.DatabaseTransaction{XID: 1, Mode: store.ModeMarker}
-		}
-		seg.records = append(seg.records, r)
+		topic := rapid.SampledFrom([]string{"x", "y"}).Draw(t, "topic")
+		w.addEvent(seg, txn, agg, topic, publish).poison = rapid.IntRange(0, 7).Draw(t, "poison") == 0
 	}
 	w.txns = append(w.txns, txn)
+}
+
+// addEvent appends one event of a transaction to a segment.
+func (w *world) addEvent(seg *modelSegment, txn *modelTxn, agg store.Aggregate, topic string, publish bool) *modelEvent {
+	e := &modelEvent{agg: agg, txn: txn, topic: topic}
+	w.at[store.EventPosition{Position: seg.pos, Record: int32(len(seg.records))}] = e
+	e.id[0], e.id[1] = byte(len(w.events)), byte(len(w.events)>>8)
+	w.events[e.id] = e
+	w.byAgg[agg] = append(w.byAgg[agg], e)
+	txn.events = append(txn.events, e)
+	r := store.Record{Number: int32(len(seg.records)), Key: txn.key, PreparedAt: 1, Event: store.Event{
+		ID: e.id, Topic: e.topic, AggregateType: agg.Type, AggregateID: agg.ID, Payload: []byte{1},
+	}}
+	if publish {
+		r.State = store.Committed
+		txn.state, txn.decided = store.Committed, true
+	} else {
+		r.Database = &store.DatabaseTransaction{XID: 1, Mode: store.ModeMarker}
+	}
+	seg.records = append(seg.records, r)
+	return e
+}
+
+// add appends a transaction of one event to topic x, and reads it.
+func (w *world) add(agg store.Aggregate, publish bool) *modelEvent {
+	txn := &modelTxn{key: store.Key{Source: agg.Source}}
+	txn.key.Transaction[0], txn.key.Transaction[1] = byte(len(w.txns)), byte(len(w.txns)>>8)
+	e := w.addEvent(w.newSegment(), txn, agg, "x", publish)
+	w.txns = append(w.txns, txn)
+	w.read()
+	return e
 }
 
 func (w *world) newSegment() *modelSegment {
@@ -490,8 +513,9 @@ func (w *world) txnOf(k store.Key) *modelTxn {
 	return w.txns[int(k.Transaction[0])|int(k.Transaction[1])<<8]
 }
 
-// crash forgets the holder, and another one takes over. What was in flight may have been written.
-func (w *world) crash(tails bool) {
+// crash forgets the holder, and another one takes over. What was in flight may have been written. Within one process the
+// old tenure is forgotten, and its reports come after that.
+func (w *world) crash(tails, sameProcess bool) {
 	w.crashes++
 	w.note("* crash")
 	for i, e := range w.inflight {
@@ -500,12 +524,32 @@ func (w *world) crash(tails bool) {
 			w.write(m.id)
 		}
 	}
+	if sameProcess {
+		w.core.forget(w.sh, w.now)
+		for i, e := range w.inflight {
+			if i%2 == 0 {
+				w.core.refused(e)
+			} else {
+				w.core.report(e, 0, 0, nil, w.now)
+			}
+		}
+		for _, l := range w.loads {
+			w.core.notLoaded(l)
+		}
+		for i, o := range w.letters {
+			w.core.lettersLoaded(w.sh, o, w.pages[i])
+		}
+		if w.core.bytes != 0 || w.core.unacked != 0 || len(w.core.shards) != 0 || w.core.tally.byStatus != [statusCount]int64{} {
+			w.t.Fatalf("something of a forgotten shard is left: %d bytes, %d unacked, %v", w.core.bytes, w.core.unacked, w.core.tally.byStatus)
+		}
+	} else {
+		w.core = newCore(modelLimits())
+	}
 	w.inflight, w.pending, w.loads, w.letters = nil, nil, nil, nil
 	w.takeOver(tails)
 }
 
 func (w *world) takeOver(tails bool) {
-	w.core = newCore(modelLimits())
 	w.sources()
 	w.epoch++
 	w.sh = w.core.acquire(0, w.epoch, w.cp)
@@ -690,6 +734,27 @@ func TestCoreKeepsItsPromises(t *testing.T) {
 					w.deliver()
 				}
 			},
+			"work": func(t *rapid.T) {
+				for range rapid.IntRange(1, 12).Draw(t, "n") {
+					w.now = w.now.Add(time.Duration(rapid.IntRange(1, 100).Draw(t, "ms")) * time.Millisecond)
+					switch rapid.IntRange(0, 5).Draw(t, "what") {
+					case 0:
+						w.read()
+					case 1:
+						w.deliver()
+					case 2:
+						if len(w.inflight) > 0 {
+							w.report(0, 0)
+						}
+					case 3:
+						w.step(0)
+					case 4:
+						w.load(false)
+					case 5:
+						w.core.tick(w.now)
+					}
+				}
+			},
 			"refuse": func(t *rapid.T) {
 				if e := w.core.next(w.now); e != nil {
 					w.core.refused(e)
@@ -718,21 +783,27 @@ func TestCoreKeepsItsPromises(t *testing.T) {
 			},
 			"load": func(t *rapid.T) { w.load(faults && rapid.IntRange(0, 3).Draw(t, "fail") == 0) },
 			"topic": func(t *rapid.T) {
+				if rapid.IntRange(0, 2).Draw(t, "rarely") > 0 {
+					t.Skip("not now")
+				}
 				topic := rapid.SampledFrom([]string{"x", "y"}).Draw(t, "topic")
 				w.down[topic] = !w.down[topic]
 			},
-			"register": func(*rapid.T) {
+			"register": func(t *rapid.T) {
+				if rapid.IntRange(0, 5).Draw(t, "rarely") > 0 {
+					t.Skip("not now")
+				}
 				w.registered[sourceLate] = &store.Source{ID: sourceLate, Name: "late", RecordProfile: 4}
 				w.sources()
 			},
 			"crash": func(t *rapid.T) {
-				if !crashes {
+				if !crashes || rapid.IntRange(0, 3).Draw(t, "rarely") > 0 {
 					t.Skip("no crashes in this run")
 				}
-				w.crash(rapid.Bool().Draw(t, "tails"))
+				w.crash(rapid.Bool().Draw(t, "tails"), rapid.Bool().Draw(t, "sameProcess"))
 			},
 			"operate": func(t *rapid.T) {
-				if !operators {
+				if !operators || rapid.IntRange(0, 1).Draw(t, "rarely") > 0 {
 					t.Skip("no operators in this run")
 				}
 				w.operate(rapid.SampledFrom(modelAggregates).Draw(t, "aggregate"),
@@ -782,7 +853,7 @@ func (w *world) dump() string {
 
 // Longer runs than rapid's own 30 actions: what goes wrong needs many. Flags on the command line come later and win.
 func init() {
-	for name, value := range map[string]string{"rapid.checks": "200", "rapid.steps": "120"} {
+	for name, value := range map[string]string{"rapid.checks": "1000", "rapid.steps": "120"} {
 		if err := flag.Set(name, value); err != nil {
 			panic(err)
 		}

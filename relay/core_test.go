@@ -1,0 +1,531 @@
+package relay
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/outbox-platform/outbox/store"
+)
+
+func (w *world) pass(d time.Duration) {
+	w.now = w.now.Add(d)
+	w.core.tick(w.now)
+}
+
+// run delivers, reports and writes until nothing moves, but lets no time pass.
+func (w *world) run() {
+	for moved := true; moved; {
+		moved = false
+		for w.read() {
+			moved = true
+		}
+		for w.deliver() {
+			w.report(0, 0)
+			moved = true
+		}
+		for w.step(0) || w.load(false) {
+			moved = true
+		}
+	}
+}
+
+func (w *world) wantPublished(a store.Aggregate, want ...*modelEvent) {
+	if got := fmt.Sprint(w.published[a]); got != fmt.Sprint(want) {
+		w.fail(a, "published %s, want %s", got, fmt.Sprint(want))
+	}
+}
+
+func TestUndecidedRowBecomesTheHead(t *testing.T) {
+	w := newWorld(t)
+	a := modelAggregates[0]
+	e1, e2 := w.add(a, false), w.add(a, false)
+	w.pass(time.Second)
+	w.run()
+	if len(w.parked) != 2 {
+		t.Fatalf("%d parked", len(w.parked))
+	}
+	w.decide(e1.txn, store.Committed)
+	w.run() // e2 is loaded with it, and is the head now
+	w.wantPublished(a, e1)
+	if w.core.tally.byStatus[statusInDoubt] != 1 {
+		t.Fatalf("statuses %v", w.core.tally.byStatus)
+	}
+	e3 := w.add(a, true)
+	w.run() // at once: its head is in doubt already
+	if len(w.parked) != 2 {
+		t.Fatalf("%d parked", len(w.parked))
+	}
+	w.decide(e2.txn, store.Aborted)
+	w.run()
+	w.wantPublished(a, e1, e3)
+	w.checkAllOut()
+}
+
+func TestDecisionWhileItsRowIsBeingWritten(t *testing.T) {
+	for outcome := range 3 {
+		w := newWorld(t)
+		a := modelAggregates[0]
+		e1, e2 := w.add(a, false), w.add(a, true)
+		w.pass(time.Second)
+		w.step(1) // built, not written
+		w.decide(e1.txn, store.Committed)
+		w.read()
+		w.deliver() // from memory, before its row is written
+		w.step(outcome)
+		w.report(0, 0)
+		w.run()
+		w.wantPublished(a, e1, e2)
+		w.checkAllOut()
+	}
+}
+
+func TestOldDecisionIsNotTakenFromALoad(t *testing.T) {
+	w := newWorld(t)
+	a := modelAggregates[0]
+	e1 := w.add(a, false)
+	w.pass(time.Second)
+	w.run()
+	w.decide(e1.txn, store.Committed)
+	w.read()
+	w.load(false) // on its way: it saw the row undecided
+	if w.rows[0][0].State != store.Prepared {
+		t.Fatal("the row is decided already")
+	}
+	w.txnOf(e1.txn.key).state = store.Prepared // what tx said when the load began
+	w.load(false)
+	e1.txn.state = store.Committed
+	w.run()
+	w.wantPublished(a, e1)
+	w.checkAllOut()
+}
+
+func TestRedriveGoesAheadOfAnInDoubtHead(t *testing.T) {
+	w := newWorld(t)
+	a := modelAggregates[3] // skip policy
+	e1 := w.add(a, true)
+	e1.poison = true
+	w.run()
+	e2 := w.add(a, false)
+	w.pass(time.Second)
+	w.run() // a dead letter, and an in-doubt row that is not in memory
+	e1.poison = false
+	w.operate(a, store.ActionRedrive)
+	w.pass(time.Millisecond)
+	w.run()
+	w.wantPublished(a, e1)
+	w.decide(e2.txn, store.Committed)
+	w.run()
+	w.wantPublished(a, e1, e2)
+	w.checkAllOut()
+}
+
+func TestUntrustedShardDeliversNothing(t *testing.T) {
+	w := newWorld(t)
+	w.add(modelAggregates[0], true)
+	w.sh.trustUntil = w.now
+	if w.core.next(w.now) != nil {
+		t.Fatal("delivered without trust")
+	}
+	w.sh.trustUntil = w.now.Add(time.Second)
+	if e := w.core.next(w.now); e == nil {
+		t.Fatal("not delivered with trust")
+	}
+}
+
+func TestProbeMovesToAnotherShard(t *testing.T) {
+	w := newWorld(t)
+	w.down["x"] = true
+	a, b := w.add(modelAggregates[0], true), w.add(modelAggregates[1], true)
+	w.run()
+	p := w.core.pauses[0]
+	if len(w.core.pauses) != 1 || len(p.waiting) != 2 {
+		t.Fatalf("%d pauses, %d wait", len(w.core.pauses), len(p.waiting))
+	}
+	w.pass(w.core.retryMin)
+	if p.probe == nil {
+		t.Fatal("nothing tries")
+	}
+	w.sh.trustUntil = w.now // it cannot try any more
+	w.pass(time.Millisecond)
+	if p.probe != nil {
+		t.Fatal("it still tries")
+	}
+	w.sh.trustUntil = w.now.Add(time.Hour)
+	w.pass(time.Millisecond)
+	if p.probe == nil {
+		t.Fatal("nothing tries")
+	}
+	p.dropShard(w.sh, w.now)
+	if p.probe != nil || len(p.waiting) != 0 {
+		t.Fatal("aggregates of a lost shard still wait")
+	}
+	w.crash(false, false)
+	w.down["x"] = false
+	w.run()
+	w.wantPublished(modelAggregates[0], a)
+	w.wantPublished(modelAggregates[1], b)
+}
+
+func TestProbeWithAnotherHeadGivesUp(t *testing.T) {
+	w := newWorld(t)
+	c, s := w.core, w.sh
+	a := c.aggregate(s, modelAggregates[0])
+	p := &pause{topic: "y", probe: a}
+	a.probing = p
+	c.pauses = append(c.pauses, p)
+	e := w.add(modelAggregates[0], true) // goes to topic x
+	if p.probe != nil {
+		t.Fatal("it tries for a topic it does not go to")
+	}
+	w.run()
+	w.wantPublished(e.agg, e)
+	b := c.aggregate(s, modelAggregates[1])
+	p.probe, b.probing = b, p
+	c.removeIfIdle(b)
+	if p.probe != nil {
+		t.Fatal("a forgotten aggregate still tries")
+	}
+}
+
+func TestUnknownSourceIsAskedForLessAndLess(t *testing.T) {
+	w := newWorld(t)
+	e := w.add(modelAggregates[4], true)
+	w.run()
+	p := w.core.pauses[0]
+	for range 10 {
+		w.core.wantSources = false
+		w.now = p.next
+		w.pass(0)
+		if !w.core.wantSources {
+			t.Fatal("nobody asks for the source")
+		}
+	}
+	if p.backoff != w.core.retryMax {
+		t.Errorf("backoff %s", p.backoff)
+	}
+	if p.concerns(&event{rec: store.Record{Key: store.Key{Source: 9}}}) || !p.concerns(&event{rec: store.Record{Key: store.Key{Source: sourceLate}}}) {
+		t.Error("it concerns another source")
+	}
+	w.registered[sourceLate] = &store.Source{ID: sourceLate, RecordProfile: 4}
+	w.sources()
+	w.now = p.next
+	w.pass(0)
+	w.run()
+	w.wantPublished(e.agg, e)
+	w.checkAllOut()
+}
+
+func TestAggregatesWithOneHash(t *testing.T) {
+	for _, order := range [][]int{{0, 1, 2}, {2, 1, 0}, {1, 0, 2}, {1, 2, 0}} {
+		c := newCore(modelLimits())
+		s := c.acquire(0, 1, store.Checkpoint{})
+		var all []*aggregate
+		for _, id := range []string{"a", "b", "c"} {
+			all = append(all, c.aggregateAt(s, store.Aggregate{ID: id}, 7))
+		}
+		for i, a := range all {
+			if got := c.aggregateAt(s, store.Aggregate{ID: string(rune('a' + i))}, 7); got != a {
+				t.Fatal("another aggregate was found")
+			}
+		}
+		for _, i := range order {
+			c.removeIfIdle(all[i])
+		}
+		if len(s.aggregates) != 0 {
+			t.Fatalf("%d are left", len(s.aggregates))
+		}
+	}
+}
+
+func TestCorruptSegmentStopsReadingOnly(t *testing.T) {
+	w := newWorld(t)
+	e := w.add(modelAggregates[0], true)
+	cursor := w.sh.cursor
+	seg := store.Segment{Position: store.Position{XID: 99}, Body: []byte{77}}
+	if err := w.core.feed(w.sh, seg.Position, 1, seg.Records, w.now); err == nil {
+		t.Fatal("garbage was accepted")
+	}
+	if w.sh.reading() || w.sh.cursor != cursor {
+		t.Error("it reads on")
+	}
+	w.run()
+	w.wantPublished(e.agg, e)
+}
+
+func TestCorruptRowBlocksItsAggregate(t *testing.T) {
+	w := newWorld(t)
+	a := modelAggregates[0]
+	e1 := w.add(a, false)
+	w.add(a, true)
+	w.pass(time.Second)
+	w.run()
+	w.decide(e1.txn, store.Committed)
+	w.read()
+	loads := w.core.load(w.sh, w.now)
+	rows := w.rowsOf(loads[0].id, loads[0].after, loads[0].limit)
+	good := rows[1].Body
+	rows[1].Body = []byte{0}
+	if err := w.core.loaded(loads[0], rows, w.now); err == nil {
+		t.Fatal("garbage was accepted")
+	}
+	w.core.loadsDone(w.sh)
+	w.deliver() // the one before it
+	w.report(0, 0)
+	w.step(0)
+	loads = w.core.load(w.sh, w.now)
+	if err := w.core.loaded(loads[0], rows[1:], w.now); err == nil {
+		t.Fatal("garbage was accepted")
+	}
+	w.core.loadsDone(w.sh)
+	if w.core.tally.byStatus[statusRecord] != 1 {
+		t.Fatal("its aggregate is not blocked")
+	}
+	rows[1].Body = good
+	w.operate(a, store.ActionRedrive)
+	w.pass(time.Millisecond)
+	w.run()
+	if len(w.published[a]) != 2 {
+		t.Fatalf("published %v", w.published[a])
+	}
+	w.checkAllOut()
+}
+
+func TestRowsThatAreGoneAreNotWaitedFor(t *testing.T) {
+	w := newWorld(t)
+	a := modelAggregates[0]
+	e1 := w.add(a, false)
+	w.pass(time.Second)
+	w.run()
+	clear(w.parked) // by hand
+	w.decide(e1.txn, store.Committed)
+	w.run()
+	e2 := w.add(a, true)
+	w.run()
+	w.wantPublished(a, e2)
+}
+
+func TestFullMemoryLoadsOnlyWhatMustMove(t *testing.T) {
+	w := newWorld(t)
+	a, b := modelAggregates[0], modelAggregates[1]
+	e1, e2 := w.add(a, false), w.add(b, false)
+	w.pass(time.Second)
+	w.run()
+	w.decide(e1.txn, store.Committed)
+	w.decide(e2.txn, store.Committed)
+	w.read()
+	w.read()
+	w.core.bytes += w.core.memoryBytes
+	w.core.cluster.failed(w.now, time.Second, time.Second)
+	if w.core.load(w.sh, w.now) != nil {
+		t.Fatal("loaded although nothing can be delivered")
+	}
+	w.core.cluster.succeeded()
+	w.core.unacked++
+	if w.core.load(w.sh, w.now) != nil {
+		t.Fatal("loaded although what is in flight will make room")
+	}
+	w.core.unacked--
+	loads := w.core.load(w.sh, w.now)
+	if len(loads) != 1 || loads[0].limit != 1 {
+		t.Fatalf("loads %+v", loads)
+	}
+	w.core.notLoaded(loads[0])
+	w.core.loadsDone(w.sh)
+	w.core.bytes -= w.core.memoryBytes
+	w.run()
+	w.wantPublished(a, e1)
+	w.wantPublished(b, e2)
+	w.checkAllOut()
+}
+
+func TestBoundOfUnacknowledgedRecords(t *testing.T) {
+	w := newWorld(t)
+	w.core.maxUnacked = 1
+	w.add(modelAggregates[0], true)
+	w.add(modelAggregates[1], true)
+	if !w.deliver() || w.deliver() {
+		t.Fatal("not exactly one was delivered")
+	}
+	w.report(0, 0)
+	if !w.deliver() {
+		t.Fatal("the other was not delivered")
+	}
+}
+
+func TestClusterPauseProbesWithOne(t *testing.T) {
+	w := newWorld(t)
+	for _, a := range modelAggregates[:4] {
+		w.add(a, true)
+	}
+	for w.deliver() {
+	}
+	if len(w.inflight) != 4 {
+		t.Fatalf("%d in flight", len(w.inflight))
+	}
+	for range 4 {
+		w.report(0, ClassCluster)
+	}
+	if w.core.cluster.backoff != w.core.retryMin {
+		t.Errorf("those in flight counted as tries: backoff %s", w.core.cluster.backoff)
+	}
+	if w.deliver() {
+		t.Fatal("delivered during the pause")
+	}
+	w.pass(w.core.retryMin)
+	if !w.deliver() || w.deliver() {
+		t.Fatal("not exactly one tries")
+	}
+	w.report(0, ClassCluster)
+	if w.core.cluster.backoff != 2*w.core.retryMin {
+		t.Errorf("backoff %s", w.core.cluster.backoff)
+	}
+	w.pass(2 * w.core.retryMin)
+	w.deliver()
+	w.report(0, 0)
+	for w.deliver() {
+	}
+	if len(w.inflight) != 3 {
+		t.Fatalf("%d in flight after the pause", len(w.inflight))
+	}
+}
+
+func TestErrorsOfNoClassAreTheClusters(t *testing.T) {
+	if e := asSinkError(errors.New("odd")); e.Class != ClassCluster {
+		t.Errorf("class %s", e.Class)
+	}
+	if e := asSinkError(&SinkError{Class: 99}); e.Class != ClassCluster {
+		t.Errorf("class %s", e.Class)
+	}
+	if e := asSinkError(fmt.Errorf("wrapped: %w", &SinkError{Class: ClassTopic})); e.Class != ClassTopic {
+		t.Errorf("class %s", e.Class)
+	}
+	for class, name := range map[Class]string{0: "none", ClassRecord: "record", ClassTopic: "topic", ClassCluster: "cluster", ClassFatal: "fatal", ClassPurged: "purged"} {
+		if class.String() != name {
+			t.Errorf("%d is %s", class, class)
+		}
+	}
+}
+
+func TestOperationIsDoneOnce(t *testing.T) {
+	w := newWorld(t)
+	o := store.Operation{ID: 1, Aggregate: modelAggregates[0], Action: store.ActionSkip}
+	w.operations = append(w.operations, o)
+	if !w.core.operate(w.sh, o) {
+		t.Fatal("refused")
+	}
+	w.pass(time.Millisecond)
+	w.run()
+	if w.outcomes[1] == "" {
+		t.Fatal("not done")
+	}
+	if w.core.operate(w.sh, o) { // read before it was done, told after
+		t.Fatal("done twice")
+	}
+}
+
+func TestOffsetsOnlyGrowAndAreBounded(t *testing.T) {
+	w := newWorld(t)
+	tp := TopicPartition{"x", 0}
+	w.sh.acknowledged(tp, 7)
+	w.sh.acknowledged(tp, 3)
+	if w.sh.offsets[tp] != 8 {
+		t.Errorf("offset %d", w.sh.offsets[tp])
+	}
+	for i := range int32(maxOffsets + 10) {
+		w.sh.acknowledged(TopicPartition{"y", i}, 1)
+	}
+	all, err := store.DecodeOffsets(w.sh.encodeOffsets())
+	if err != nil || len(all) != maxOffsets {
+		t.Errorf("%d offsets, %v", len(all), err)
+	}
+}
+
+func TestTakeoverNeedsTheWholePend(t *testing.T) {
+	c := newCore(modelLimits())
+	lease := store.Lease{Shard: 1, Epoch: 2, Checkpoint: store.Checkpoint{Position: store.Position{XID: 9}}}
+	s := c.acquire(1, 2, lease.Checkpoint)
+	at := store.EventPosition{Position: store.Position{XID: 5}}
+	pend := []store.PendEntry{{EventPosition: at}}
+	if err := c.restore(s, &inheritance{pend: pend}, time.Now()); err == nil {
+		t.Error("an event that the log does not have was not missed")
+	}
+	s = c.reacquire(s, lease, time.Now())
+	bad := store.Segment{Body: []byte{77}}
+	if err := c.restore(s, &inheritance{pend: pend, sources: []segmentSource{{pos: at.Position, records: bad.Records}}}, time.Now()); err == nil {
+		t.Error("garbage was accepted")
+	}
+	if s = c.reacquire(s, lease, time.Now()); len(c.shards) != 1 || s.cursor != lease.Position || c.bytes != 0 {
+		t.Error("the tenure did not begin anew")
+	}
+	if st := s.renewal(); st.Checkpoint.Position != lease.Position || st.Epoch != 2 {
+		t.Errorf("renewal %+v", st)
+	}
+}
+
+func TestDequeTakesBackWhatItGave(t *testing.T) {
+	var d deque[int]
+	if d.pop() != 0 {
+		t.Error("an empty one gave something")
+	}
+	for i := range 40 {
+		d.push(i)
+		if i%3 == 0 {
+			d.pushFirst(d.pop())
+		}
+	}
+	for i := range 40 {
+		if got := d.pop(); got != i {
+			t.Fatalf("%d came instead of %d", got, i)
+		}
+	}
+}
+
+func TestParseUUID(t *testing.T) {
+	id, ok := parseUUID([]byte("0192f3a4-5b6c-7d8e-9fa0-b1c2d3e4f506"))
+	if !ok || string(appendUUID(nil, id)) != "0192f3a4-5b6c-7d8e-9fa0-b1c2d3e4f506" {
+		t.Errorf("%x, %v", id, ok)
+	}
+	for _, bad := range []string{"", "0192f3a45b6c7d8e9fa0b1c2d3e4f506", "0192f3a4-5b6c-7d8e-9fa0-b1c2d3e4f50g", "0192f3a4+5b6c-7d8e-9fa0-b1c2d3e4f506"} {
+		if _, ok := parseUUID([]byte(bad)); ok {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}
+
+func TestTailTakesOnlyItsShard(t *testing.T) {
+	enough := 0
+	tl := tail{shard: "3:", left: 4, enough: func() { enough++ }}
+	uuid := []byte("0192f3a4-5b6c-7d8e-9fa0-b1c2d3e4f506")
+	take := func(headers ...store.Header) { tl.take(TopicPartition{"x", 0}, 0, headers) }
+	take(store.Header{Name: "ce_id", Value: uuid})
+	take(store.Header{Name: "ce_id", Value: uuid}, store.Header{Name: EpochHeader, Value: []byte("33:1")})
+	take(store.Header{Name: EpochHeader, Value: []byte("3:1")})
+	if len(tl.published) != 0 {
+		t.Fatalf("published %v", tl.published)
+	}
+	take(store.Header{Name: "id", Value: uuid}, store.Header{Name: EpochHeader, Value: []byte("3:1")})
+	if len(tl.published) != 1 || enough != 0 {
+		t.Fatalf("published %v", tl.published)
+	}
+	take(store.Header{Name: "id", Value: uuid})
+	if enough != 1 {
+		t.Error("the limit did not end it")
+	}
+}
+
+func TestSuppressionNeedsTopicAndOwnHeader(t *testing.T) {
+	w := newWorld(t)
+	e := w.add(modelAggregates[0], true)
+	w.sh.published = map[publishedEvent]struct{}{{e.id, "ce_id", "y"}: {}, {e.id, "id", "x"}: {}}
+	w.run()
+	w.wantPublished(e.agg, e)
+	other := w.add(modelAggregates[0], true)
+	w.sh.published = map[publishedEvent]struct{}{{other.id, "ce_id", "x"}: {}}
+	w.run()
+	w.wantPublished(e.agg, e)
+	if w.core.tally.suppressed != 1 {
+		t.Error("not suppressed")
+	}
+}
