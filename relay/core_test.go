@@ -529,3 +529,164 @@ func TestSuppressionNeedsTopicAndOwnHeader(t *testing.T) {
 		t.Error("not suppressed")
 	}
 }
+
+func TestHeadIsNotDroppedBeforeTheCheckpointHasReachedIt(t *testing.T) {
+	for _, action := range []store.Action{store.ActionSkip, store.ActionDiscard} {
+		w := newWorld(t)
+		var young []*modelEvent // as many as a checkpoint lists, and one more
+		for i := range w.core.maxPend + 1 {
+			young = append(young, w.add(store.Aggregate{Source: sourceBlock, Type: "young", ID: fmt.Sprint(i)}, false))
+		}
+		e := w.add(modelAggregates[0], true)
+		e.poison = true
+		next := w.add(modelAggregates[0], true)
+		w.run()
+		w.operate(e.agg, action)
+		for range 3 { // the head is loaded, then moved
+			w.pass(time.Millisecond)
+			w.run()
+		}
+		if w.outcomes[1] != "" || len(w.sh.moves) != 1 {
+			t.Fatalf("%s was done at checkpoint %s: a new holder would read the head again", action, w.cp.Position)
+		}
+		w.decide(young[0].txn, store.Committed)
+		w.run()
+		if w.outcomes[1] == "" {
+			t.Fatalf("%s was not done at checkpoint %s", action, w.cp.Position)
+		}
+		w.crash(false, true)
+		w.run()
+		w.wantPublished(e.agg, next)
+	}
+}
+
+func TestForgottenShardLeavesNothing(t *testing.T) {
+	w := newWorld(t)
+	e := w.add(modelAggregates[0], true)
+	e.poison = true
+	w.run()
+	w.operate(e.agg, store.ActionSkip)
+	other := w.add(modelAggregates[2], true) // park policy
+	other.poison = true
+	w.deliver()
+	w.report(0, 0)
+	flying := w.add(modelAggregates[1], true)
+	w.deliver()
+	w.pass(time.Millisecond) // the operation begins
+	w.load(false)
+	w.load(false)
+	w.step(1) // on its way: the head set aside, a dead letter
+	w.core.forget(w.sh, w.now)
+	if len(w.inflight) != 1 || w.events[w.inflight[0].rec.Event.ID] != flying {
+		t.Fatalf("%d in flight", len(w.inflight))
+	}
+	w.core.report(w.inflight[0], 0, 0, &SinkError{Class: ClassPurged}, w.now)
+	if w.core.bytes != 0 || w.core.unacked != 0 || w.core.tally.byStatus != [statusCount]int64{} {
+		t.Errorf("left: %d bytes, %d unacked, %v", w.core.bytes, w.core.unacked, w.core.tally.byStatus)
+	}
+}
+
+func TestLoadOfAForgottenShardIsIgnored(t *testing.T) {
+	w := newWorld(t)
+	e := w.add(modelAggregates[0], false)
+	w.pass(time.Second)
+	w.run()
+	w.decide(e.txn, store.Committed)
+	w.read()
+	loads := w.core.load(w.sh, w.now)
+	rows := w.rowsOf(loads[0].id, loads[0].after, loads[0].limit)
+	w.core.forget(w.sh, w.now)
+	if err := w.core.loaded(loads[0], rows, w.now); err != nil || w.core.bytes != 0 {
+		t.Errorf("%v, %d bytes", err, w.core.bytes)
+	}
+}
+
+func TestLostShardLeavesOthersWaitingForATopic(t *testing.T) {
+	w := newWorld(t)
+	c := w.core
+	w.down["x"] = true
+	w.add(modelAggregates[0], true)
+	w.run()
+	other := c.acquire(1, 1, store.Checkpoint{})
+	if err := c.restore(other, &inheritance{}, w.now); err != nil {
+		t.Fatal(err)
+	}
+	p := c.pauses[0]
+	a := c.aggregate(other, modelAggregates[1])
+	c.pauseFor(a, p)
+	p.dropShard(w.sh, w.now)
+	if len(p.waiting) != 1 || p.waiting[0] != a || a.slot != 0 {
+		t.Errorf("waiting: %v", p.waiting)
+	}
+}
+
+func TestStepsAreBounded(t *testing.T) {
+	w := newWorld(t)
+	a, b := modelAggregates[0], modelAggregates[1]
+	var first, second []*modelEvent
+	for range 4 {
+		first = append(first, w.add(a, false))
+	}
+	for range 3 {
+		second = append(second, w.add(b, false))
+	}
+	w.pass(time.Second)
+	for n := 0; w.step(1); n++ { // built, then written
+		if rows := len(w.pending.Park); rows > w.core.stepRows {
+			t.Fatalf("%d rows in a step", rows)
+		}
+		w.step(0)
+		if n == 0 && len(w.parked) != 4 {
+			t.Fatalf("%d parked by the first step", len(w.parked))
+		}
+	}
+	if len(w.parked) != 7 {
+		t.Fatalf("%d parked", len(w.parked))
+	}
+	for _, e := range append(first, second...) {
+		w.decide(e.txn, store.Committed)
+	}
+	w.run()
+	w.wantPublished(a, first...)
+	w.wantPublished(b, second...)
+	w.checkAllOut()
+}
+
+func TestThawedBeforeItsRowsAreLoaded(t *testing.T) {
+	w := newWorld(t)
+	a := modelAggregates[0]
+	w.down["x"] = true
+	e := w.add(a, true)
+	w.run()
+	w.pass(w.core.retryMin) // tries: its row is to be loaded
+	if w.sh.thaw.n != 1 {
+		t.Fatalf("%d to load", w.sh.thaw.n)
+	}
+	w.sh.thaw.push(w.core.aggregate(w.sh, modelAggregates[1])) // nothing to load for it
+	if loads := w.core.load(w.sh, w.now); len(loads) != 1 || loads[0].id != a {
+		t.Fatalf("loads %+v", loads)
+	} else if err := w.core.loaded(loads[0], w.rowsOf(a, loads[0].after, 2), w.now); err != nil {
+		t.Fatal(err)
+	}
+	w.core.loadsDone(w.sh)
+	w.down["x"] = false
+	w.run()
+	w.wantPublished(a, e)
+	w.checkAllOut()
+}
+
+func TestSuppressionNeedsAHeaderThatIsOurs(t *testing.T) {
+	w := newWorld(t)
+	e := w.add(modelAggregates[0], true)
+	w.sh.published = map[publishedEvent]struct{}{{e.id, "ce_id", "x"}: {}}
+	in := w.sh.hot.first
+	in.rec.Event.Headers = []store.Header{{Name: "ce_id", Value: []byte("the caller's")}}
+	if w.core.delivered(w.sh, in) {
+		t.Error("the caller's own header was taken for ours")
+	}
+	in.rec.Event.Headers = nil
+	delete(w.core.sources, sourceBlock)
+	if w.core.delivered(w.sh, in) {
+		t.Error("the profile of an unknown source was guessed")
+	}
+}
