@@ -45,7 +45,6 @@ CREATE TABLE outbox.tx (
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 50000,
         autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 500000,
         autovacuum_vacuum_cost_delay = 0);
-CREATE INDEX tx_prepared_at_brin ON outbox.tx USING brin (prepared_at) WITH (pages_per_range = 16, autosummarize = on);
 
 -- The log: append-only segments, one row per (batch, shard, ≤ 8000 bytes). A ring of generations, each truncated whole.
 CREATE TABLE outbox.log (

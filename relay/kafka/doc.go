@@ -15,9 +15,9 @@
 //     reports.
 //   - Acknowledged means that a broker said at which offset the record is. What librdkafka only concludes from later
 //     acknowledgements is reported as ClassFatal, to be delivered again: that conclusion can be wrong (see Sink.unproven).
-//   - Retries make no duplicates, also when the broker crashes, with one exception that is Kafka's: a broker that recovers
-//     forgets producers whose last record has a timestamp older than its producer.id.expiration.ms (a day). The batches that
-//     were on their way to it, if their events happened longer ago than that, may then be there twice.
+//   - Retries make no duplicates while brokers keep what they know of our producer. A broker that was killed may not:
+//     duplicates were seen after a kill when records carried timestamps years old, and none with current ones. (Why is
+//     inferred, not isolated: producer state may expire by the timestamp of its last record.)
 //   - A topic is looked up before its first record is handed to librdkafka, which would wait for it for many seconds.
 //
 // Its parts, one file each: config, sink (queue and reports), lane (a producer and its rebuilding), topics (the cache),
