@@ -18,36 +18,32 @@ const module = "github.com/outbox-platform/outbox"
 // imports is the table of design.md §5: what each package may import of ours. A name that ends in "/…" is the folder and
 // everything below it. A package without a row fails the test.
 var imports = map[string][]string{
-	".":                 {},
-	"gen/…":             {"gen/…"},
-	"migrations":        {},
-	"embedded/…":        {"embedded/…"},
-	"store":             {},
-	"store/storetest":   {"store", "migrations", "embedded/…"},
-	"server":            {"store", "gen/…"},
-	"server/resolver":   {"store", "gen/…"},
-	"relay":             {"store"},
-	"relay/relaytest":   {"relay", "store"},
-	"relay/kafka":       {"relay", "store"},
-	"client":            {"gen/…"},
-	"client/internal/…": {"client", "client/internal/…", "gen/…"},
-	"client/pgxoutbox":  {"client", "client/internal/…", "gen/…"},
-	"client/sqloutbox":  {"client", "client/internal/…", "gen/…"},
-	"cmd/outbox":        {"…"},
-	"cmd/outbox/bench":  {"…"},
-	"examples/…":        {"client/…", "client", "examples/…"},
-	"test/…":            {"…"},
+	"gen/…":            {"gen/…"},
+	"migrations":       {},
+	"embedded/…":       {"embedded/…"},
+	"store":            {},
+	"store/storetest":  {"store", "migrations", "embedded/…"},
+	"server":           {"store", "gen/…"},
+	"server/resolver":  {"store", "gen/…"},
+	"relay":            {"store"},
+	"relay/relaytest":  {"relay", "store"},
+	"relay/kafka":      {"relay", "store"},
+	"client":           {"gen/…"},
+	"client/pgxoutbox": {"client", "client/internal/sourcedb", "gen/…"},
+	"client/sqloutbox": {"client", "client/internal/sourcedb", "gen/…"},
+
+	"client/internal/sourcedb":     {"client", "gen/…"},
+	"client/internal/fakeplatform": {"gen/…"}, // for tests only
+
+	"cmd/outbox":       {"…"},
+	"cmd/outbox/bench": {"…"},
+	"examples/…":       {"client/…", "client", "examples/…"},
+	"test/…":           {"…"},
+	".":                {},
 }
 
 // inTests is what the tests of any package may import beside the package's own row.
 var inTests = []string{"store/storetest", "store", "embedded/…", "migrations", "relay/relaytest"}
-
-// inTestsOf is what the tests of one package may import besides: those that prove that two sides fit together.
-var inTestsOf = map[string][]string{
-	"client":           {"client/internal/…"},
-	"client/pgxoutbox": {"store", "server", "server/resolver"}, // the SDK against the real server
-	"migrations":       {"store"},                              // a migrated database is one that the store accepts
-}
 
 // everythingInTests are the packages whose tests may import everything.
 var everythingInTests = []string{"cmd/…", "test/…", "client/…"}
@@ -84,7 +80,7 @@ func TestImportTable(t *testing.T) {
 		seen[row] = true
 		allowed := imports[row]
 		if strings.HasSuffix(file, "_test.go") {
-			allowed = slices.Concat(allowed, inTests, inTestsOf[pkg], []string{pkg})
+			allowed = slices.Concat(allowed, inTests, []string{pkg})
 			if matches(pkg, everythingInTests) {
 				allowed = []string{"…"}
 			}
