@@ -106,6 +106,7 @@ func TestHelp(t *testing.T) {
 	}
 	golden(t, "help.txt", r.out)
 	golden(t, "help-source-apply.txt", outbox(t, "", "source", "apply", "--help").out)
+	golden(t, "help-doctor.txt", outbox(t, "", "doctor", "--help").out)
 }
 
 func TestWrongUsage(t *testing.T) {
@@ -184,6 +185,9 @@ func TestCompletion(t *testing.T) {
 		"source list --address ":   "",
 		"marker-ddl --format ":     "alembic django goose plain",
 		"completion ":              "bash fish zsh",
+		"do":                       "doctor",
+		"doctor --res":             "--resolver-role",
+		"doctor -o ":               "json text",
 		"deadletter redrive --rea": "--reason",
 		"__":                       "",
 	} {

@@ -19,7 +19,7 @@ const (
 	exitNotFound    = 3 // there is no such thing
 	exitRefused     = 4 // the server refused it: invalid, not allowed, or the state does not allow it
 	exitUnavailable = 5 // server or store cannot be reached, or are overloaded: try again
-	exitViolation   = 6 // verify found violations; bench lost, made up or reordered events
+	exitViolation   = 6 // verify found violations; doctor found mode marker unsafe; bench lost, made up or reordered events
 )
 
 const exitCodesHelp = `Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found, 4 refused, 5 unavailable (try again),
