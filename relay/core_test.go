@@ -690,3 +690,91 @@ func TestSuppressionNeedsAHeaderThatIsOurs(t *testing.T) {
 		t.Error("the profile of an unknown source was guessed")
 	}
 }
+
+// lag holds the checkpoint back: as many records as it lists, and one more, are in flight. It returns what ends it.
+func (w *world) lag() (end func()) {
+	for i := range w.core.maxPend + 1 {
+		w.add(store.Aggregate{Source: sourceBlock, Type: "slow", ID: fmt.Sprint(i)}, true)
+		w.deliver()
+	}
+	return func() {
+		for range w.core.maxPend + 1 {
+			w.report(0, 0)
+		}
+	}
+}
+
+func TestDeadLetterIsNotWrittenBeforeTheCheckpointHasReachedIt(t *testing.T) {
+	w := newWorld(t)
+	end := w.lag()
+	e := w.add(modelAggregates[3], true) // skip policy
+	e.poison = true
+	w.deliver()
+	w.report(len(w.inflight)-1, 0)
+	for w.step(0) {
+	}
+	if len(w.dead) != 0 {
+		t.Fatalf("%s is a dead letter, the checkpoint is %s: a new holder would read it again", e, w.cp.Position)
+	}
+	end()
+	w.run()
+	if len(w.dead) != 1 {
+		t.Fatalf("%d dead letters", len(w.dead))
+	}
+}
+
+func TestRowsAreOlderThanWhatIsReadAgain(t *testing.T) {
+	w := newWorld(t)
+	end := w.lag()
+	a := modelAggregates[3] // skip policy
+	e1 := w.add(a, true)
+	e1.poison = true
+	w.deliver()
+	w.report(len(w.inflight)-1, 0) // to be buried, once the checkpoint has reached it
+	w.add(a, false)
+	w.pass(time.Second)
+	for w.step(0) {
+	}
+	if len(w.parked) != 0 {
+		t.Fatal("a row is younger than what a new holder reads again: it would be taken for done")
+	}
+	end()
+	w.crash(false, true)
+	w.run()
+	if len(w.dead) != 1 {
+		t.Fatalf("lost: %s", e1)
+	}
+}
+
+func TestOperationWaitsForWhatIsInFlight(t *testing.T) {
+	w := newWorld(t)
+	a := modelAggregates[3] // skip policy
+	e1 := w.add(a, true)
+	e1.poison = true
+	w.run() // a dead letter
+	e1.poison = false
+	e2 := w.add(a, false)
+	w.pass(time.Second)
+	w.run() // a row
+	w.decide(e2.txn, store.Committed)
+	w.read()
+	w.load(false)
+	w.load(false)
+	w.deliver()
+	w.operate(a, store.ActionRedrive)
+	for range 3 {
+		w.pass(time.Millisecond)
+		for w.load(false) || w.step(0) {
+		}
+	}
+	if len(w.dead) != 1 {
+		t.Fatal("dead letters were put back ahead of a record in flight")
+	}
+	w.report(0, 0)
+	w.pass(time.Millisecond)
+	w.run()
+	w.wantPublished(a, e2, e1)
+	w.pass(time.Millisecond)
+	w.run()
+	w.checkAllOut()
+}

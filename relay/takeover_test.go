@@ -417,3 +417,41 @@ func TestRunOnlyOnce(t *testing.T) {
 		t.Error("a second Run was accepted")
 	}
 }
+
+func TestStepThatFailsIsRepeated(t *testing.T) {
+	p := newPlatform(t, storetest.WithShards(1))
+	r := p.start("a", func(c *relay.Config) { c.ParkAfter = 50 * time.Millisecond })
+	p.publish(p.source, order("y", "y0"))
+	p.wantValues("y", "y0")
+	p.db.Exec(t, `CREATE FUNCTION outbox.fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'disk full' USING ERRCODE = '53100'; END $$`)
+	p.db.Exec(t, `CREATE TRIGGER fail BEFORE INSERT ON outbox.parked FOR EACH ROW EXECUTE FUNCTION outbox.fail()`)
+	stuck := p.prepare(p.source, order("x", "x0"))
+	p.eventually("steps fail", func() bool { return r.metric(t, "outbox_relay_store_errors_total") > 1 })
+	p.publish(p.source, order("y", "y1")) // nobody else waits
+	p.wantValues("y", "y0", "y1")
+	p.db.Exec(t, `DROP TRIGGER fail ON outbox.parked`)
+	p.eventually("parked", func() bool { return p.parked() == 1 })
+	p.commit(stuck)
+	p.wantValues("x", "x0")
+	r.stop(t)
+	p.verify()
+}
+
+func TestReadingStopsWhenMemoryIsFull(t *testing.T) {
+	p := newPlatform(t, storetest.WithShards(1))
+	p.cluster.SetDown(true)
+	r := p.start("a", func(c *relay.Config) { c.MemoryBytes = 20_000 })
+	p.eventually("running", func() bool { return r.metric(t, "outbox_held_shards") == 1 })
+	const n = 80
+	for i := range n {
+		p.publish(p.source, order(fmt.Sprint("o", i), strings.Repeat("x", 500)))
+	}
+	p.eventually("memory is full", func() bool { return r.metric(t, "outbox_relay_memory_bytes") >= 20_000 })
+	if got := r.metric(t, "outbox_shard_backlog_events"); got > n/2 {
+		t.Errorf("%v events of %d were read although memory was full", got, n)
+	}
+	p.cluster.SetDown(false)
+	p.eventually("all arrived", func() bool { return p.cluster.Len() == n })
+	r.stop(t)
+	p.verify()
+}
