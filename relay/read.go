@@ -17,25 +17,33 @@ const (
 	readRetry = 100 * time.Millisecond
 )
 
-// readLoop reads the log of all shards, one read at a time.
+// readLoop reads the log, one read at a time: of all shards from time to time, which is the truth, and between that of
+// those of which a hint says that there is something, which is fast and cheap.
 type readLoop struct {
 	reader  *store.Reader
 	running bool
-	again   bool // a hint came while a read was on its way
-	at      time.Time
+	at      time.Time // of the next read of all shards
 	pause   time.Duration
-	limit   int
-	horizon store.Horizon
-	failing bool
+	hinted  store.ShardSet // to be read now
+	// late are shards of which a hint came and nothing was there: what it told of was read before, or an older batch on its
+	// way hides it. They are read again, ever later, until all shards are.
+	late      store.ShardSet
+	lateAt    time.Time
+	latePause time.Duration
+	limit     int
+	horizon   store.Horizon
+	failing   bool
 }
 
-// takeHints makes the next read due at once if a shard of ours is concerned.
+// takeHints makes a read of the shards that are ours due at once.
 func (r *Relay) takeHints() {
 	hints := store.ShardSet(r.hints.Swap(0))
+	if hints == 0 {
+		return
+	}
 	for _, s := range r.core.shards {
 		if hints.Has(s.number) {
-			r.read.at, r.read.pause, r.read.again = time.Time{}, r.cfg.PollMin, true
-			return
+			r.read.hinted = r.read.hinted.Add(s.number)
 		}
 	}
 }
@@ -46,11 +54,30 @@ func (l *readLoop) wake(r *Relay, next *time.Time) {
 		return
 	}
 	for _, s := range r.core.shards {
-		if s.reading() {
-			earlier(next, l.at)
-			return
+		if !s.reading() {
+			continue
+		}
+		earlier(next, l.at)
+		if l.hinted.Has(s.number) {
+			earlier(next, time.Time{})
+		}
+		if l.late.Has(s.number) {
+			earlier(next, l.lateAt)
 		}
 	}
+}
+
+// due returns what to read now: all shards, some, or none.
+func (l *readLoop) due(now time.Time) (of store.ShardSet, all bool) {
+	if !now.Before(l.at) {
+		l.hinted, l.late, l.latePause = 0, 0, 0
+		return ^store.ShardSet(0), true
+	}
+	if of = l.hinted; of != 0 || l.late != 0 && !now.Before(l.lateAt) {
+		of |= l.late
+	}
+	l.hinted, l.late = 0, l.late&^of
+	return of, false
 }
 
 // startRead begins a read if one is due. While memory is full nothing is read.
@@ -64,13 +91,14 @@ func (r *Relay) startRead(now time.Time) {
 		}
 		return
 	}
-	if l.running || now.Before(l.at) {
+	if l.running {
 		return
 	}
+	of, all := l.due(now)
 	var shards []*shard
 	var cursors []store.Cursor
 	for _, s := range r.core.shards {
-		if s.reading() {
+		if of.Has(s.number) && s.reading() {
 			shards = append(shards, s)
 			cursors = append(cursors, store.Cursor{Shard: s.number, Position: s.cursor})
 		}
@@ -79,7 +107,7 @@ func (r *Relay) startRead(now time.Time) {
 		return
 	}
 	limit := max(l.limit, 1)
-	l.running, l.again = true, false
+	l.running = true
 	reader := l.reader
 	r.access(func(ctx context.Context) func() {
 		ctx, cancel := context.WithTimeout(ctx, ioTimeout)
@@ -97,7 +125,7 @@ func (r *Relay) startRead(now time.Time) {
 				r.notRead(err)
 				return
 			}
-			r.takeSegments(shards, segments, limit)
+			r.takeSegments(shards, all, segments, limit)
 		}
 	})
 }
@@ -119,7 +147,7 @@ func (r *Relay) notRead(err error) {
 }
 
 // takeSegments feeds what was read, and decides when to read next.
-func (r *Relay) takeSegments(shards []*shard, segments []store.Segment, limit int) {
+func (r *Relay) takeSegments(shards []*shard, all bool, segments []store.Segment, limit int) {
 	l := &r.read
 	now := time.Now()
 	l.running = false
@@ -129,6 +157,7 @@ func (r *Relay) takeSegments(shards []*shard, segments []store.Segment, limit in
 	}
 	l.horizon = l.reader.Horizon()
 	bytes, full := 0, false
+	var empty store.ShardSet
 	for _, s := range shards {
 		n := 0
 		for i := range segments {
@@ -149,7 +178,11 @@ func (r *Relay) takeSegments(shards []*shard, segments []store.Segment, limit in
 		}
 		if n >= limit {
 			full = true
+			l.hinted = l.hinted.Add(s.number)
 			continue
+		}
+		if n == 0 {
+			empty = empty.Add(s.number)
 		}
 		r.core.caughtUp(s)
 		if s.phase == phaseCatchUp {
@@ -158,16 +191,24 @@ func (r *Relay) takeSegments(shards []*shard, segments []store.Segment, limit in
 	}
 	l.adapt(len(segments), bytes, len(shards))
 	switch {
-	case full || l.again:
-		l.at = now
+	case !all:
+		l.late |= empty
+		l.latePause = min(max(2*l.latePause, r.cfg.PollMin), r.cfg.PollMax)
+		l.lateAt = now.Add(l.latePause)
+		if empty == 0 {
+			l.latePause = 0
+		}
+		return
+	case full:
 		l.pause = r.cfg.PollMin
+		l.at = now
+		return
 	case len(segments) > 0:
 		l.pause = r.cfg.PollMin
-		l.at = now.Add(l.pause)
 	default:
 		l.pause = min(max(2*l.pause, r.cfg.PollMin), r.cfg.PollMax)
-		l.at = now.Add(l.pause)
 	}
+	l.at = now.Add(l.pause)
 }
 
 // adapt chooses the limit of the next read by the size of what the last one brought.
