@@ -37,6 +37,7 @@ type cli struct {
 
 	BenchBroker     bench.BrokerCmd    `cmd:"" name:"bench-broker" hidden:""`
 	BenchNaiveRelay benchNaiveRelayCmd `cmd:"" name:"bench-naive-relay" hidden:""`
+	BenchVictim     benchVictimCmd     `cmd:"" name:"bench-victim" hidden:""`
 }
 
 // streams are where a command reads and writes.

@@ -16,7 +16,10 @@ const (
 	targetNaive    = "naive"
 	workloadEvents = "events"
 	workloadOrders = "orders"
+	workloadKill   = "kill"
+	brokerAuto     = "auto"
 	brokerFake     = "fake"
+	brokerApache   = "apache"
 )
 
 // settle is how long the last records may take to arrive after the callers stopped before they count as lost.
@@ -24,7 +27,7 @@ const settle = 2 * time.Minute
 
 // Cmd is the command line of the bench.
 type Cmd struct {
-	Workload     string        `help:"events: callers only prepare and commit; orders: a business transaction with one event." enum:"events,orders" default:"orders"`
+	Workload     string        `help:"events: callers only prepare and commit; orders: a business transaction with one event; kill: services that die, until their transactions are decided." enum:"events,orders,kill" default:"orders"`
 	Target       string        `help:"outbox: the platform; naive: an outbox table in the source's database with a polling relay." enum:"outbox,naive" default:"outbox"`
 	Transport    string        `help:"How the SDK calls the platform." enum:"session,unary" default:"session"`
 	Concurrency  []int         `help:"Callers at a time; one result each." default:"1,16,64,256"`
@@ -35,9 +38,10 @@ type Cmd struct {
 	Rollback     float64       `help:"Share of transactions that are rolled back." default:"0.1"`
 	SourceConns  int           `help:"Connections to the source database, at most." default:"64"`
 	History      int           `help:"Transactions of history in the store before the run." default:"0"`
+	Runs         int           `help:"Deaths at each step (kill only)." default:"200"`
 	HoldXID      bool          `help:"Keep a transaction with an xid open in the store's PostgreSQL for the whole run." name:"hold-xid"`
 
-	Broker    string `help:"Which broker to start: apache (real, needs Java and Maven) or fake (in Go)." enum:"apache,fake" default:"apache"`
+	Broker    string `help:"Which broker to start: apache (real, needs Java and Maven), fake (in Go), or auto: fake for the workload kill." enum:"auto,apache,fake" default:"auto"`
 	Postgres  string `help:"Major version of the PostgreSQL servers to start." default:"18"`
 	DSN       string `help:"Store to use instead of starting one." name:"dsn"`
 	SourceDSN string `help:"Source database to use instead of starting one (tables are created in it)." name:"source-dsn"`
@@ -59,6 +63,8 @@ func (c *Cmd) Validate() error {
 		return fmt.Errorf("--aggregates must not be less than --concurrency for the workload events: %d < %d", c.Aggregates, slices.Max(c.Concurrency))
 	case c.Duration < time.Second:
 		return fmt.Errorf("--duration must be at least 1s: %s", c.Duration)
+	case c.Workload == workloadKill:
+		return c.validateKill()
 	}
 	return nil
 }
@@ -66,6 +72,12 @@ func (c *Cmd) Validate() error {
 // Run measures and prints one result per concurrency to out (JSON lines if asJSON), and progress to progress.
 func (c *Cmd) Run(ctx context.Context, out, progress io.Writer, asJSON bool) error {
 	say := func(format string, args ...any) { fmt.Fprintf(progress, "bench: "+format+"\n", args...) }
+	if c.Workload == workloadKill {
+		return c.runKill(ctx, out, say, asJSON)
+	}
+	if c.Broker == brokerAuto {
+		c.Broker = brokerApache
+	}
 	s, err := buildStage(ctx, c, say)
 	if err != nil {
 		return err

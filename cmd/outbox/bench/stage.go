@@ -153,7 +153,7 @@ func (s *stage) startStore(ctx context.Context, o *Cmd, say func(string, ...any)
 		return err
 	}
 	s.api = fmt.Sprintf("127.0.0.1:%d", grpcPort)
-	env := platformEnv(dsn, s.brokers, s.api, fmt.Sprintf("127.0.0.1:%d", httpPort))
+	env := append(platformEnv(dsn, s.brokers, s.api, fmt.Sprintf("127.0.0.1:%d", httpPort)), killDSNVariable+"="+s.sourcePool.Config().ConnString())
 	migrate, err := startProcess("outbox migrate", s.log, env, "migrate", "up")
 	if err != nil {
 		return err
