@@ -111,7 +111,7 @@ func (r *devReport) arrived(record *kgo.Record, mine bool) {
 	if r.came++; r.came == r.target {
 		close(r.reached)
 	}
-	took := "before COMMIT had answered"
+	took := "before COMMIT had answered, or placed by another process"
 	if since, ok := r.waiting[order.ID]; ok {
 		delete(r.waiting, order.ID)
 		latency := time.Since(since)

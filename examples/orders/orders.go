@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/outbox-platform/outbox/client"
@@ -51,22 +52,30 @@ CREATE TABLE IF NOT EXISTS customer_order (
   placed_at timestamptz NOT NULL DEFAULT now()
 );`
 
+// migrateLock keeps instances that start at the same time from making the tables twice.
+const migrateLock = 0x6f7264657273 // "orders"
+
 // Migrate makes the service's own tables and the marker table, unless they are there.
 func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
-	if _, err := pool.Exec(ctx, schema); err != nil {
-		return fmt.Errorf("making the tables of the order service: %w", err)
-	}
-	var there bool
-	if err := pool.QueryRow(ctx, `SELECT to_regclass('outbox_marker') IS NOT NULL`).Scan(&there); err != nil {
-		return fmt.Errorf("looking for the marker table: %w", err)
-	}
-	if there {
+	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(migrateLock)); err != nil {
+			return fmt.Errorf("waiting for other instances: %w", err)
+		}
+		if _, err := tx.Exec(ctx, schema); err != nil {
+			return fmt.Errorf("making the tables of the order service: %w", err)
+		}
+		var there bool
+		if err := tx.QueryRow(ctx, `SELECT to_regclass('outbox_marker') IS NOT NULL`).Scan(&there); err != nil {
+			return fmt.Errorf("looking for the marker table: %w", err)
+		}
+		if there {
+			return nil
+		}
+		if _, err := tx.Exec(ctx, client.MarkerDDL); err != nil {
+			return fmt.Errorf("making the marker table: %w", err)
+		}
 		return nil
-	}
-	if _, err := pool.Exec(ctx, client.MarkerDDL); err != nil {
-		return fmt.Errorf("making the marker table: %w", err)
-	}
-	return nil
+	})
 }
 
 // New returns a shop over its database and the platform. The client answers the platform's questions about transactions from
@@ -82,26 +91,11 @@ func New(pool *pgxpool.Pool, outbox *client.Client) (*Shop, error) {
 // payment is declined, after everything was written: what was written, and the event, are then rolled back.
 func (s *Shop) Place(ctx context.Context, order Order, decline bool) (Order, error) {
 	err := pgxoutbox.InTx(ctx, s.pool, s.outbox, pgxoutbox.Options{}, func(tx *pgxoutbox.Tx) error {
-		// The row lock of the aggregate comes first: from here on the customer's orders are one after the other.
-		err := tx.QueryRow(ctx, `
-			INSERT INTO customer AS c (id, version, spent) VALUES ($1, 1, $2)
-			ON CONFLICT (id) DO UPDATE SET version = c.version + 1, spent = c.spent + excluded.spent
-			RETURNING version`, order.Customer, order.Cents).Scan(&order.Version)
+		placed, err := store(ctx, tx, &order)
 		if err != nil {
-			return fmt.Errorf("updating customer %s: %w", order.Customer, err)
+			return err
 		}
-		if _, err := tx.Exec(ctx, `INSERT INTO customer_order (id, customer, cents) VALUES ($1, $2, $3)`,
-			order.ID, order.Customer, order.Cents); err != nil {
-			return fmt.Errorf("inserting order %s: %w", order.ID, err)
-		}
-		payload, err := json.Marshal(order)
-		if err != nil {
-			return fmt.Errorf("encoding order %s: %w", order.ID, err)
-		}
-		if err := tx.Publish(client.Event{
-			Topic: Topic, AggregateType: "customer", AggregateID: order.Customer, Type: "order.placed.v1",
-			Payload: payload, ContentType: "application/json",
-		}); err != nil {
+		if err := tx.Publish(placed); err != nil {
 			return err
 		}
 		if decline {
@@ -110,4 +104,28 @@ func (s *Shop) Place(ctx context.Context, order Order, decline bool) (Order, err
 		return nil
 	})
 	return order, err
+}
+
+// store writes an order, sets its version, and returns the event to publish.
+func store(ctx context.Context, tx pgx.Tx, order *Order) (client.Event, error) {
+	// The row lock of the aggregate comes first: from here on the customer's orders are one after the other.
+	err := tx.QueryRow(ctx, `
+		INSERT INTO customer AS c (id, version, spent) VALUES ($1, 1, $2)
+		ON CONFLICT (id) DO UPDATE SET version = c.version + 1, spent = c.spent + excluded.spent
+		RETURNING version`, order.Customer, order.Cents).Scan(&order.Version)
+	if err != nil {
+		return client.Event{}, fmt.Errorf("updating customer %s: %w", order.Customer, err)
+	}
+	if _, err := tx.Exec(ctx, `INSERT INTO customer_order (id, customer, cents) VALUES ($1, $2, $3)`,
+		order.ID, order.Customer, order.Cents); err != nil {
+		return client.Event{}, fmt.Errorf("inserting order %s: %w", order.ID, err)
+	}
+	payload, err := json.Marshal(order)
+	if err != nil {
+		return client.Event{}, fmt.Errorf("encoding order %s: %w", order.ID, err)
+	}
+	return client.Event{
+		Topic: Topic, AggregateType: "customer", AggregateID: order.Customer, Type: "order.placed.v1",
+		Payload: payload, ContentType: "application/json",
+	}, nil
 }

@@ -33,9 +33,7 @@ func (s *Shop) Run(ctx context.Context, perSecond, declined float64, report func
 			return nil
 		case <-tick.C:
 		}
-		order := Order{
-			ID: uuid.New(), Customer: fmt.Sprintf("customer-%d", rand.IntN(customers)+1), Cents: 100 + rand.Int64N(20000),
-		}
+		order := NewOrder()
 		decline := rand.Float64() < declined
 		placing.Go(func() {
 			// An order that was begun is ended: the program does not stop in the middle of a transaction.
@@ -45,4 +43,9 @@ func (s *Shop) Run(ctx context.Context, perSecond, declined float64, report func
 			report(Outcome{Order: placed, Err: err, Ended: time.Now()})
 		})
 	}
+}
+
+// NewOrder returns an order that somebody might place.
+func NewOrder() Order {
+	return Order{ID: uuid.New(), Customer: fmt.Sprintf("customer-%d", rand.IntN(customers)+1), Cents: 100 + rand.Int64N(20000)}
 }

@@ -2,31 +2,50 @@
 //
 //	outbox source apply examples/orders/source.yaml
 //	go run ./examples/orders/service -dsn postgres://…/orders -server 127.0.0.1:7070
+//
+// With -die-at it places one order and kills itself on the way, to see what becomes of its event:
+//
+//	go run ./examples/orders/service -dsn postgres://…/orders -die-at committed
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"google.golang.org/grpc"
 
 	"github.com/outbox-platform/outbox/client"
 	"github.com/outbox-platform/outbox/examples/orders"
 )
 
+// dieLimit bounds an order that was to be died in.
+const dieLimit = 10 * time.Second
+
+// settings are the flags.
+type settings struct {
+	dsn, server, dieAt string
+	rate, declined     float64
+}
+
 func main() {
-	dsn := flag.String("dsn", os.Getenv("ORDERS_DSN"), "the service's own database")
-	server := flag.String("server", "127.0.0.1:7070", "gRPC address of the platform")
-	rate := flag.Float64("rate", 5, "orders per second")
-	declined := flag.Float64("declined", 0.1, "share of orders that are rolled back")
+	var s settings
+	flag.StringVar(&s.dsn, "dsn", os.Getenv("ORDERS_DSN"), "the service's own database")
+	flag.StringVar(&s.server, "server", cmp.Or(os.Getenv("OUTBOX_ADDRESS"), "127.0.0.1:7070"), "gRPC address of the platform")
+	flag.Float64Var(&s.rate, "rate", 5, "orders per second")
+	flag.Float64Var(&s.declined, "declined", 0.1, "share of orders that are rolled back")
+	flag.StringVar(&s.dieAt, "die-at", "", "place one order and die of SIGKILL at this step: "+strings.Join(orders.DieSteps, ", "))
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, *dsn, *server, *rate, *declined)
+	err := run(ctx, s)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "orders:", err)
@@ -34,8 +53,21 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, dsn, server string, rate, declined float64) (err error) {
-	pool, err := pgxpool.New(ctx, dsn)
+func run(ctx context.Context, s settings) (err error) {
+	database, err := pgxpool.ParseConfig(s.dsn)
+	if err != nil {
+		return err
+	}
+	var death *orders.Death
+	var dial []grpc.DialOption
+	if s.dieAt != "" {
+		if death, err = orders.NewDeath(s.dieAt, func(text string) { fmt.Fprintln(os.Stdout, text) }); err != nil {
+			return err
+		}
+		death.Watch(database)
+		dial = append(dial, death.DialOption())
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, database)
 	if err != nil {
 		return err
 	}
@@ -43,7 +75,7 @@ func run(ctx context.Context, dsn, server string, rate, declined float64) (err e
 	if err := orders.Migrate(ctx, pool); err != nil {
 		return err
 	}
-	outbox, err := client.New(client.Config{Target: server, Source: orders.Source, Plaintext: true})
+	outbox, err := client.New(client.Config{Target: s.server, Source: orders.Source, Plaintext: true, DialOptions: dial})
 	if err != nil {
 		return err
 	}
@@ -52,7 +84,12 @@ func run(ctx context.Context, dsn, server string, rate, declined float64) (err e
 	if err != nil {
 		return err
 	}
-	return shop.Run(ctx, rate, declined, func(o orders.Outcome) {
+	if death != nil {
+		ctx, cancel := context.WithTimeout(ctx, dieLimit)
+		defer cancel()
+		return shop.PlaceAndDie(ctx, orders.NewOrder(), death)
+	}
+	return shop.Run(ctx, s.rate, s.declined, func(o orders.Outcome) {
 		if o.Err != nil {
 			fmt.Fprintf(os.Stdout, "%s of %s: %v\n", o.Order.ID, o.Order.Customer, o.Err)
 			return
