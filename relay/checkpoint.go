@@ -11,6 +11,8 @@ const (
 	offsetsEvery = time.Second
 	// maxOffsets bounds them; a takeover looks for duplicates in no other partitions.
 	maxOffsets = 1000
+	// knownFor is how long what the last holder delivered is kept for rows of parked.
+	knownFor = time.Minute
 )
 
 // stepDue reports whether the shard has something to write.
@@ -35,7 +37,19 @@ func (c *core) step(s *shard, now time.Time) store.Step {
 	s.dirty = moreLetters || moreRows || passed
 	s.stepping.checkpoint = st.Checkpoint
 	s.busy = stepping
+	s.forgetPublished(now)
 	return st
+}
+
+// forgetPublished forgets what the last holder delivered when all that was outstanding at the takeover is done. What was
+// parked meanwhile may come back much later, so it is given up after a time: then a duplicate is possible.
+func (s *shard) forgetPublished(now time.Time) {
+	if s.published == nil || s.hot.first != nil && s.hot.first.pos.Position.Compare(s.knownTo) <= 0 {
+		return
+	}
+	if s.rows == 0 || now.After(s.knownUntil) {
+		s.published = nil
+	}
 }
 
 // renewal is a step that changes nothing, for a shard that is being taken over.
@@ -106,8 +120,5 @@ func (c *core) stepped(s *shard) {
 	}
 	for i := range done.moves {
 		c.moved(s, &done.moves[i])
-	}
-	if s.published != nil && s.thaw.n == 0 && (s.hot.first == nil || s.hot.first.pos.Position.Compare(s.knownTo) > 0) {
-		s.published = nil // all that was outstanding at the takeover is done
 	}
 }

@@ -41,6 +41,8 @@ type core struct {
 	freeEvents     *event
 	freeAggregates *aggregate
 	freeTxns       *txn
+	// sourcesRead: the sources were read at least once.
+	sourcesRead bool
 	// wantSources: an event names a source that is not known; look for it.
 	wantSources bool
 }

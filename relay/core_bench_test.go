@@ -63,7 +63,7 @@ func BenchmarkCore(b *testing.B) {
 		if err := c.restore(s, &inheritance{}, now); err != nil {
 			b.Fatal(err)
 		}
-		c.start(s, nil)
+		c.start(s, nil, now)
 		for i := range log {
 			if err := c.feed(s, log[i].Position, len(log[i].Body), log[i].Records, now); err != nil {
 				b.Fatal(err)

@@ -595,7 +595,7 @@ func (w *world) takeOver(tails bool) {
 			}
 		}
 	}
-	w.core.start(w.sh, published)
+	w.core.start(w.sh, published, w.now)
 	for _, o := range w.operations {
 		if w.outcomes[o.ID] == "" {
 			w.core.operate(w.sh, o)

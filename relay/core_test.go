@@ -778,3 +778,38 @@ func TestOperationWaitsForWhatIsInFlight(t *testing.T) {
 	w.run()
 	w.checkAllOut()
 }
+
+func TestWhatWasDeliveredIsKnownAsLongAsItMatters(t *testing.T) {
+	w := newWorld(t)
+	a := modelAggregates[0]
+	w.down["x"] = true
+	e1 := w.add(a, true)
+	w.write(e1.id) // by the last holder
+	w.sh.published = map[publishedEvent]struct{}{{e1.id, "ce_id", "x"}: {}}
+	w.sh.knownTo, w.sh.knownUntil = w.sh.cursor, w.now.Add(knownFor)
+	w.core.pauseFor(w.core.aggregate(w.sh, a), w.core.pauseTopic("x", nil, &SinkError{Class: ClassTopic}, w.now))
+	w.run() // a row now, and its topic is away
+	if len(w.parked) != 1 || w.sh.published == nil {
+		t.Fatalf("%d parked, known %v", len(w.parked), w.sh.published)
+	}
+	w.down["x"] = false
+	w.pass(w.core.retryMin)
+	w.run()
+	w.wantPublished(a, e1)
+	if w.core.tally.suppressed != 1 || len(w.parked) != 0 {
+		t.Error("delivered again")
+	}
+	w.sh.published = map[publishedEvent]struct{}{{}: {}}
+	w.add(a, false)
+	w.pass(time.Second)
+	w.run()
+	if w.sh.published == nil {
+		t.Error("forgotten although a row is left")
+	}
+	w.now = w.sh.knownUntil.Add(1)
+	w.add(modelAggregates[1], true)
+	w.run()
+	if w.sh.published != nil {
+		t.Error("kept for ever")
+	}
+}

@@ -85,7 +85,8 @@ func (r *Relay) balance(instances int) {
 			held--
 		}
 	}
-	if held < share {
+	// Without the sources every event would look like one of an unknown source.
+	if held < share && r.core.sourcesRead {
 		r.acquire(share - held)
 	}
 }

@@ -82,6 +82,7 @@ type shard struct {
 	restoredTo store.Position
 	published  map[publishedEvent]struct{}
 	knownTo    store.Position // published matters up to here
+	knownUntil time.Time      // and, for rows of parked, until then
 }
 
 // stepContent is what a step on its way will have changed.

@@ -43,6 +43,10 @@ func (r *Relay) startSources(now time.Time) {
 func (r *Relay) takeSources(all []store.Source) {
 	c := r.core
 	c.wantSources = false
+	if !c.sourcesRead {
+		c.sourcesRead = true
+		r.lease.beat.at = time.Time{} // shards may be acquired now
+	}
 	changed := false
 	for i := range all {
 		src := all[i]

@@ -136,9 +136,9 @@ type publishedEvent struct {
 }
 
 // start ends a takeover: what Kafka is known to have is not delivered again.
-func (c *core) start(s *shard, published map[publishedEvent]struct{}) {
+func (c *core) start(s *shard, published map[publishedEvent]struct{}, now time.Time) {
 	s.phase = phaseActive
-	s.knownTo = s.cursor
+	s.knownTo, s.knownUntil = s.cursor, now.Add(knownFor)
 	if len(published) > 0 {
 		s.published = published
 	}
@@ -252,7 +252,7 @@ func withTimeout[T any](ctx context.Context, f func(context.Context) (T, error))
 func (r *Relay) startTail(s *shard) {
 	from := r.tailFrom(s)
 	if len(from) == 0 {
-		r.core.start(s, nil)
+		r.core.start(s, nil, time.Now())
 		return
 	}
 	s.phase = phaseTail
@@ -272,7 +272,7 @@ func (r *Relay) startTail(s *shard) {
 			}
 			r.log.Info("topic tails read", "shard", s.number, "epoch", s.epoch, "partitions", len(from),
 				"records", len(t.published), "took", time.Since(began))
-			r.core.start(s, t.published)
+			r.core.start(s, t.published, time.Now())
 		}
 	})
 }
