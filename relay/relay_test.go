@@ -470,3 +470,93 @@ func TestConfigIsChecked(t *testing.T) {
 		t.Error("metrics were registered twice")
 	}
 }
+
+func TestRefusalsOnTheSpot(t *testing.T) {
+	p := newPlatform(t)
+	r := p.start("one")
+	for i, err := range []error{
+		relay.ErrSinkFull,
+		&relay.SinkError{Class: relay.ClassFatal, Code: "BEING_REBUILT"},
+		&relay.SinkError{Class: relay.ClassCluster, Code: "AWAY"},
+		&relay.SinkError{Class: relay.ClassTopic, Code: "UNKNOWN"},
+	} {
+		r.sink.FailDeliver(err)
+		id := fmt.Sprint("o", i)
+		p.publish(p.source, order(id, "0"), order(id, "1"))
+		errors := r.metric(t, "outbox_kafka_errors_total")
+		if i > 0 {
+			p.eventually("refused", func() bool { return r.metric(t, "outbox_kafka_errors_total") > errors })
+		}
+		r.sink.FailDeliver(nil)
+		p.wantValues(id, "0", "1")
+	}
+	r.sink.FailDeliver(&relay.SinkError{Class: relay.ClassRecord, Code: "TOO_LARGE"})
+	src := p.register("skip", 3)
+	p.publish(src, order("s", "0"))
+	p.eventually("a dead letter", func() bool { return p.dead() == 1 })
+	r.stop(t)
+	p.verify()
+}
+
+func TestSecondInDoubtBehindTheFirst(t *testing.T) {
+	p := newPlatform(t, storetest.WithShards(1))
+	r := p.start("one", func(c *relay.Config) { c.ParkAfter = 50 * time.Millisecond })
+	first, second := p.prepare(p.source, order("a", "a0")), p.prepare(p.source, order("a", "a1"))
+	p.publish(p.source, order("a", "a2"))
+	p.eventually("parked", func() bool { return p.parked() == 3 })
+	p.commit(first)
+	p.wantValues("a", "a0")
+	p.eventually("unparked", func() bool { return p.parked() == 2 })
+	p.commit(second)
+	p.wantValues("a", "a0", "a1", "a2")
+	r.stop(t)
+	p.verify()
+}
+
+func TestLoadThatFailsIsRepeated(t *testing.T) {
+	p := newPlatform(t, storetest.WithShards(1))
+	r := p.start("one", func(c *relay.Config) { c.ParkAfter = 50 * time.Millisecond })
+	stuck := p.prepare(p.source, order("a", "a0"))
+	p.eventually("parked", func() bool { return p.parked() == 1 })
+	p.db.Exec(t, "ALTER TABLE outbox.parked RENAME TO away")
+	p.commit(stuck)
+	errors := r.metric(t, "outbox_relay_store_errors_total")
+	p.eventually("loads fail", func() bool { return r.metric(t, "outbox_relay_store_errors_total") > errors+2 })
+	p.db.Exec(t, "ALTER TABLE outbox.away RENAME TO parked")
+	p.wantValues("a", "a0")
+	p.eventually("nothing is parked", func() bool { return p.parked() == 0 })
+	r.stop(t)
+	p.verify()
+}
+
+func TestCorruptCheckpointIsNotGuessed(t *testing.T) {
+	p := newPlatform(t, storetest.WithShards(1))
+	p.db.Exec(t, `UPDATE outbox.shard SET pend = '\x07'`)
+	p.publish(p.source, order("a", "a0"))
+	r := p.start("one")
+	p.eventually("tried again", func() bool { return r.metric(t, "outbox_relay_store_errors_total") > 2 })
+	r.stop(t)
+	if p.cluster.Len() != 0 {
+		t.Error("delivered without a checkpoint")
+	}
+	if got := storetest.Query[string](t, p.db, `SELECT pend::text || holder FROM outbox.shard`)[0]; got != `\x07` {
+		t.Errorf("the shard is left as %s", got)
+	}
+	p.db.Exec(t, `UPDATE outbox.shard SET pend = ''`)
+	p.start("two")
+	p.wantValues("a", "a0")
+}
+
+func TestSinkClosedTooEarly(t *testing.T) {
+	p := newPlatform(t)
+	r := p.start("one", func(c *relay.Config) { c.DrainTimeout = 100 * time.Millisecond })
+	p.publish(p.source, order("a", "a0"))
+	p.wantValues("a", "a0")
+	if err := r.sink.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.publish(p.source, order("a", "a1"))
+	r.stop(t)
+	p.start("two")
+	p.wantValues("a", "a0", "a1")
+}

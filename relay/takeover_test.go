@@ -81,6 +81,28 @@ func TestTakeoverSuppressesWhatWasDelivered(t *testing.T) {
 	p.verify()
 }
 
+func TestTakeoverWaitsForTheClusterToSuppress(t *testing.T) {
+	p := newPlatform(t, storetest.WithShards(1))
+	l, st := p.openLink()
+	a := p.startOn(st, "a")
+	p.publish(p.source, order("x", "x0"))
+	p.wantValues("x", "x0")
+	p.settled()
+	a.sink.HoldAcks(true)
+	p.publish(p.source, order("x", "x1"), order("x", "x2"))
+	p.wantValues("x", "x0", "x1")
+	l.freeze(true)
+	p.cluster.SetDown(true)
+	b := p.start("b")
+	p.eventually("taken over", func() bool { return b.metric(t, "outbox_takeovers_total") == 1 })
+	p.cluster.SetDown(false)
+	p.wantValues("x", "x0", "x1", "x2")
+	l.freeze(false)
+	a.stop(t)
+	b.stop(t)
+	p.verify()
+}
+
 func TestZombieDeliversNothingAfterItsLease(t *testing.T) {
 	p := newPlatform(t)
 	l, st := p.openLink()

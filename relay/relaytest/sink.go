@@ -22,6 +22,7 @@ type Sink struct {
 	acks   []*relay.Delivery // written, report held back
 	hold   bool
 	stall  bool
+	onSpot error
 	purges int
 	closed bool
 }
@@ -58,6 +59,13 @@ func (s *Sink) HoldWrites(hold bool) {
 	s.flush()
 }
 
+// FailDeliver lets Deliver fail on the spot with this error, relay.ErrSinkFull or a *relay.SinkError; nil ends it.
+func (s *Sink) FailDeliver(err error) {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	s.onSpot = err
+}
+
 // Unreported is the number of records whose report is held back or which are queued.
 func (s *Sink) Unreported() int {
 	s.c.mu.Lock()
@@ -92,6 +100,9 @@ func (s *Sink) drop(class relay.Class, code string) {
 func (s *Sink) Deliver(d *relay.Delivery) error {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
+	if s.onSpot != nil {
+		return s.onSpot
+	}
 	if len(s.queue)+len(s.acks)+len(s.reports) >= Capacity {
 		return relay.ErrSinkFull
 	}
