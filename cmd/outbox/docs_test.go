@@ -99,7 +99,7 @@ func TestDocumentedCommandsExist(t *testing.T) {
 			known[strings.Join(words[:i+1], " ")] = true
 		}
 	}
-	for _, file := range []string{"../../README.md", "../../docs/operations.md", "../../docs/guarantees.md", "../../deploy/README.md"} {
+	for _, file := range []string{"../../README.md", "../../docs/operations.md", "../../docs/in-doubt.md", "../../docs/guarantees.md", "../../deploy/README.md"} {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
@@ -124,4 +124,34 @@ func leaf(t *testing.T, name string) bool {
 		}
 	}
 	return false
+}
+
+// TestReasonsAreDocumented: docs/in-doubt.md explains every reason for which an answer is not conclusive, in the code's words.
+func TestReasonsAreDocumented(t *testing.T) {
+	text, err := os.ReadFile("../../docs/in-doubt.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	reason := regexp.MustCompile(`(?:nknown, |nProgress, |borted, |clientOnly = |answer: |reason: |Sprintf\(\s*|return )"((?:another|the |only |asking |pg_|row |its |it |nobody )[^"%]*)`)
+	found := map[string]bool{}
+	for _, file := range []string{
+		"../../server/resolver/verdict.go", "../../server/resolver/lane.go", "../../client/internal/sourcedb/verdict.go",
+	} {
+		code, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, match := range reason.FindAllStringSubmatch(string(code), -1) {
+			found[strings.TrimSpace(match[1])] = true
+		}
+	}
+	if len(found) < 14 {
+		t.Errorf("only %d reasons found in the code: %v", len(found), found)
+	}
+	for why := range found {
+		// What follows a colon or a number is different each time.
+		if words, _, _ := strings.Cut(why, ":"); !strings.Contains(string(text), words) {
+			t.Errorf("docs/in-doubt.md does not explain %q", why)
+		}
+	}
 }

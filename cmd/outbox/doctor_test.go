@@ -98,27 +98,27 @@ func (d doctored) diagnose(code int, args ...string) diagnosis {
 }
 
 // says fails unless there is an observation of that check and level that contains text.
-func (f diagnosis) says(t *testing.T, level, check, text string) {
+func (d diagnosis) says(t *testing.T, level, check, text string) {
 	t.Helper()
-	if !slices.ContainsFunc(f.Observations, func(o observation) bool {
+	if !slices.ContainsFunc(d.Observations, func(o observation) bool {
 		return o.Level == level && o.Check == check && strings.Contains(o.Found, text)
 	}) {
-		t.Errorf("no %s of %s with %q in %+v", level, check, text, f.Observations)
+		t.Errorf("no %s of %s with %q in %+v", level, check, text, d.Observations)
 	}
 }
 
-func (f diagnosis) isSafe(t *testing.T, marker, fenced, clientOnly bool) {
+func (d diagnosis) isSafe(t *testing.T, marker, fenced, clientOnly bool) {
 	t.Helper()
 	for mode, want := range map[string]bool{modeMarker: marker, modeXIDFenced: fenced, modeClientOnly: clientOnly} {
-		if f.safe(mode) != want {
-			t.Errorf("%s: safe is %t: %+v", mode, !want, f.Modes)
+		if d.safe(mode) != want {
+			t.Errorf("%s: safe is %t: %+v", mode, !want, d.Modes)
 		}
 	}
 }
 
 // errors are the observations that make a mode unsafe.
-func (f diagnosis) errors() (found []observation) {
-	for _, o := range f.Observations {
+func (d diagnosis) errors() (found []observation) {
+	for _, o := range d.Observations {
 		if o.Level == levelError {
 			found = append(found, o)
 		}
@@ -126,9 +126,9 @@ func (f diagnosis) errors() (found []observation) {
 	return found
 }
 
-func (f diagnosis) sql() string {
+func (d diagnosis) sql() string {
 	var b strings.Builder
-	for _, a := range f.SQL {
+	for _, a := range d.SQL {
 		b.WriteString(a.SQL + "\n")
 	}
 	return b.String()
