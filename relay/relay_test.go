@@ -518,11 +518,11 @@ func TestLoadThatFailsIsRepeated(t *testing.T) {
 	r := p.start("one", func(c *relay.Config) { c.ParkAfter = 50 * time.Millisecond })
 	stuck := p.prepare(p.source, order("a", "a0"))
 	p.eventually("parked", func() bool { return p.parked() == 1 })
-	p.db.Exec(t, "ALTER TABLE outbox.parked RENAME TO away")
+	p.db.Exec(t, "ALTER TABLE outbox.parked RENAME COLUMN since TO away") // which steps do not name
 	p.commit(stuck)
 	errors := r.metric(t, "outbox_relay_store_errors_total")
 	p.eventually("loads fail", func() bool { return r.metric(t, "outbox_relay_store_errors_total") > errors+2 })
-	p.db.Exec(t, "ALTER TABLE outbox.away RENAME TO parked")
+	p.db.Exec(t, "ALTER TABLE outbox.parked RENAME COLUMN away TO since")
 	p.wantValues("a", "a0")
 	p.eventually("nothing is parked", func() bool { return p.parked() == 0 })
 	r.stop(t)

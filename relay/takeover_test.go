@@ -103,6 +103,26 @@ func TestTakeoverWaitsForTheClusterToSuppress(t *testing.T) {
 	p.verify()
 }
 
+func TestOwnLeaseRunsOutAndNobodyTakesIt(t *testing.T) {
+	p := newPlatform(t)
+	l, st := p.openLink()
+	a := p.startOn(st, "a", func(c *relay.Config) { c.LeaseTTL, c.RenewEvery = 500*time.Millisecond, 50*time.Millisecond })
+	load := p.startLoad(4)
+	for range 3 {
+		n := p.cluster.Len()
+		p.eventually("some arrived", func() bool { return p.cluster.Len() > n+20 })
+		l.freeze(true)
+		p.eventually("the lease ran out", func() bool {
+			return storetest.Query[bool](t, p.db, "SELECT bool_and(lease_until < now()) FROM outbox.shard")[0]
+		})
+		l.freeze(false)
+	}
+	load.stop(p)
+	load.wantInOrder(p)
+	a.stop(t)
+	p.verify()
+}
+
 func TestZombieDeliversNothingAfterItsLease(t *testing.T) {
 	p := newPlatform(t)
 	l, st := p.openLink()
