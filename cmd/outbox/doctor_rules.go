@@ -113,11 +113,11 @@ func (d *diagnosing) durability() {
 	} else {
 		d.ok("fsync", "on")
 	}
-	switch commit := v.forRole(v.service, "synchronous_commit"); commit {
-	case "off", "false", "no", "0":
+	switch commit := v.forRole(v.service, "synchronous_commit"); {
+	case isOff(commit):
 		d.fail(allModes, "synchronous_commit", "off for "+v.service.name+": a crash may take back a commit that was acknowledged, and its events are published by then; the SDK refuses such transactions",
 			"set it to on, for the server or for the role (see SQL)")
-	case "local", "remote_write":
+	case commit == "local" || commit == "remote_write":
 		if v.settings["synchronous_standby_names"].text != "" {
 			d.warn("synchronous_commit", commit+": a failover may lose commits that were acknowledged, in spite of the synchronous standbys", "set it to on or remote_apply")
 		} else {
@@ -135,6 +135,11 @@ func (d *diagnosing) durability() {
 		d.info("default_transaction_isolation", isolation+": the SDK then asks for spilled requests on a second connection",
 			"register the database with the client (pgxoutbox.Register), with a pool that has a connection to spare")
 	}
+}
+
+// isOff reports whether a setting is off, as people write it: ALTER ROLE keeps what was written.
+func isOff(value string) bool {
+	return slices.Contains([]string{"off", "of", "false", "no", "0"}, strings.ToLower(value))
 }
 
 // functions looks at what may be executed. PUBLIC may, as PostgreSQL comes.

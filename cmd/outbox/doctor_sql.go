@@ -55,7 +55,7 @@ func repairs(v *sourceView, service, table string) []string {
 			sql = append(sql, "CREATE INDEX CONCURRENTLY outbox_marker_spilled ON "+table+" (seq) WHERE spilled IS NOT NULL AND refused IS NULL;")
 		}
 	}
-	if v.forRole(v.service, "synchronous_commit") == "off" {
+	if isOff(v.forRole(v.service, "synchronous_commit")) {
 		sql = append(sql, "ALTER ROLE "+service+" IN DATABASE "+v.quotedName+" SET synchronous_commit = on;")
 	}
 	if limit := v.forRole(v.service, "idle_in_transaction_session_timeout"); limit == "0" || limit == "" {

@@ -205,7 +205,7 @@ func (d doctored) fromNothing(fenced bool) {
 func (d doctored) settings() {
 	service, super := d.database("settings")
 	d.exec(service, client.MarkerDDL)
-	d.exec(super, `ALTER ROLE orders IN DATABASE settings SET synchronous_commit = off`)
+	d.exec(super, `ALTER ROLE orders IN DATABASE settings SET synchronous_commit = FALSE`)
 	for _, args := range [][]string{{"--dsn", service}, {"--dsn", super, "--service-role", "orders"}} {
 		off := d.diagnose(exitViolation, args...)
 		off.isSafe(d.t, false, false, false)
