@@ -153,7 +153,7 @@ func (r *Relay) startLoadInheritance(t *tenure) {
 	if t.tried > 0 {
 		pause = min(r.cfg.RetryMin<<min(t.tried, 6), r.cfg.RetryMax)
 	}
-	r.access(func(ctx context.Context) func() {
+	r.accessWith(r.takeovers, func(ctx context.Context) func() {
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():

@@ -127,6 +127,8 @@ type Relay struct {
 
 	// Of Run:
 	io         context.Context
+	takeovers  context.Context // of accesses that a stop need not wait for
+	endTakes   context.CancelFunc
 	results    chan func()
 	reports    <-chan *Delivery // nil once the sink is closed
 	inProgress int              // accesses on their way
@@ -208,6 +210,8 @@ func (r *Relay) Run(ctx context.Context) error {
 	io, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	r.io = io
+	r.takeovers, r.endTakes = context.WithCancel(io)
+	defer r.endTakes()
 	r.results = make(chan func(), 64)
 	r.reports = r.sink.Reports()
 	r.log.Info("relay started", "shards", r.st.ShardCount())
@@ -306,14 +310,20 @@ func (e *every) wake(next *time.Time) {
 
 // access runs work beside Run, and then what it returns in Run.
 func (r *Relay) access(work func(ctx context.Context) func()) {
+	r.accessWith(r.io, work)
+}
+
+// accessWith is access with another context.
+func (r *Relay) accessWith(ctx context.Context, work func(ctx context.Context) func()) {
 	r.inProgress++
-	go func() { r.results <- work(r.io) }()
+	go func() { r.results <- work(ctx) }()
 }
 
 // beginStop gives all shards up.
 func (r *Relay) beginStop(now time.Time) {
 	r.log.Info("relay stopping", "shards", len(r.core.shards), "in_flight", r.core.unacked)
 	r.stopping = true
+	r.endTakes()
 	r.stopBy = now.Add(r.cfg.DrainTimeout)
 	for _, s := range r.core.shards {
 		r.drain(s, now)

@@ -257,7 +257,7 @@ func (r *Relay) startTail(s *shard) {
 	}
 	s.phase = phaseTail
 	began := time.Now()
-	r.access(func(ctx context.Context) func() {
+	r.accessWith(r.takeovers, func(ctx context.Context) func() {
 		ctx, cancel := context.WithTimeout(ctx, r.cfg.TakeoverTailTimeout)
 		defer cancel()
 		t := tail{shard: strconv.Itoa(int(s.number)) + ":", left: r.cfg.TakeoverTailLimit, enough: cancel}

@@ -429,6 +429,25 @@ func TestStopIsBoundedWhenTheClusterIsAway(t *testing.T) {
 	p.wantValues("x", "x0", "x1")
 }
 
+func TestStopDoesNotWaitForATakeover(t *testing.T) {
+	p := newPlatform(t, storetest.WithShards(1))
+	a := p.start("a")
+	p.publish(p.source, order("x", "x0"))
+	p.wantValues("x", "x0")
+	p.settled()
+	p.cluster.SetDown(true)
+	p.publish(p.source, order("x", "x1"))
+	p.caughtUp()
+	a.stop(t)
+	b := p.start("b", func(c *relay.Config) { c.TakeoverTailTimeout = time.Hour })
+	p.eventually("taken over", func() bool { return b.metric(t, "outbox_takeovers_total") == 1 })
+	began := time.Now()
+	b.stop(t)
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("the stop took %s", took)
+	}
+}
+
 func TestIdleCostsLittle(t *testing.T) {
 	p := newPlatform(t, storetest.WithShards(16))
 	r := p.start("a", func(c *relay.Config) { *c = relay.Config{Instance: "a"} })
