@@ -283,8 +283,10 @@ func (r *Relay) wait(now time.Time) time.Duration {
 	if r.deliverAt.After(now) {
 		earlier(&next, r.deliverAt)
 	}
-	r.lease.beat.wake(&next)
-	r.operations.wake(&next)
+	if !r.stopping {
+		r.lease.beat.wake(&next)
+		r.operations.wake(&next)
+	}
 	return max(next.Sub(now), 0)
 }
 

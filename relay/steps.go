@@ -27,14 +27,20 @@ func (l *stepLoop) wake(r *Relay, next *time.Time) {
 		earlier(next, l.at)
 		return
 	}
+	due := *next
 	for _, s := range r.core.shards {
-		if s.stepDue() {
-			earlier(next, l.at)
-		}
-		if s.busy == idle {
-			earlier(next, s.renewAt)
+		switch {
+		case s.busy != idle:
+		case s.stepDue():
+			due = l.at
+		default:
+			earlier(&due, s.renewAt)
 		}
 	}
+	if due.Before(l.at) {
+		due = l.at
+	}
+	earlier(next, due)
 }
 
 // startSteps writes what is due: steps of shards that changed, and renewals.
