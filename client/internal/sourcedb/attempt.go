@@ -44,7 +44,11 @@ func (a *Attempt) ID() uuid.UUID { return a.id }
 
 // Mark writes the marker.
 func (a *Attempt) Mark(ctx context.Context, q Queryer, database string) error {
-	m, err := writeMark(ctx, q, a.id, database)
+	var known *identities
+	if a.db != nil {
+		known = &a.db.identities
+	}
+	m, err := writeMark(ctx, q, a.id, database, known)
 	a.mark = m
 	return err
 }

@@ -42,6 +42,8 @@ type Database struct {
 	upkeep client.Upkeep
 	wake   chan struct{} // something was spilled
 
+	identities identities
+
 	mu    sync.Mutex
 	acked []uuid.UUID // markers to delete, oldest first
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -17,15 +18,19 @@ import (
 const markSQL = `
 WITH m AS (INSERT INTO outbox_marker (id) VALUES ($1) RETURNING xmin)
 SELECT pg_current_xact_id()::text::bigint,
-       (SELECT system_identifier FROM pg_control_system()),
+       pg_postmaster_start_time(),
+       current_database()::text,
        substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8),
-       (SELECT oid::bigint FROM pg_database WHERE datname = current_database()),
        'outbox_marker'::regclass::oid::bigint,
        current_setting('synchronous_commit'),
        current_setting('transaction_isolation'),
        m.xmin::text::bigint = (pg_current_xact_id()::text::bigint & 4294967295),
        EXISTS (SELECT 1 FROM outbox_marker WHERE spilled IS NOT NULL AND refused IS NULL)
 FROM m`
+
+// identitySQL reads what tells a database from all others. It is not cheap: PostgreSQL reads pg_control from its disk.
+const identitySQL = `
+SELECT (SELECT system_identifier FROM pg_control_system()), (SELECT oid::bigint FROM pg_database WHERE datname = current_database())`
 
 // mustSpillSQL asks whether spilled requests wait.
 const mustSpillSQL = `SELECT EXISTS (SELECT 1 FROM outbox_marker WHERE spilled IS NOT NULL AND refused IS NULL)`
@@ -47,15 +52,22 @@ func (m *mark) fresh() bool {
 	return m.isolation == "read committed" || m.isolation == "read uncommitted"
 }
 
-func writeMark(ctx context.Context, q Queryer, id uuid.UUID, database string) (*mark, error) {
+func writeMark(ctx context.Context, q Queryer, id uuid.UUID, database string, known *identities) (*mark, error) {
 	var (
-		m                              mark
-		xid, sysid, dbOID, markerTable int64
-		timeline                       string
+		m                mark
+		xid, markerTable int64
+		timeline         string
+		at               incarnation
+		started          time.Time
 	)
-	err := q.QueryRow(ctx, markSQL, id).Scan(&xid, &sysid, &timeline, &dbOID, &markerTable, &m.sync, &m.isolation, &m.topLevel, &m.mustSpill)
+	err := q.QueryRow(ctx, markSQL, id).Scan(&xid, &started, &at.database, &timeline, &markerTable, &m.sync, &m.isolation, &m.topLevel, &m.mustSpill)
 	if err != nil {
 		return nil, fmt.Errorf("outbox: writing the marker: %w", explain(err))
+	}
+	at.started = started.UnixMicro()
+	who, err := known.of(ctx, q, at)
+	if err != nil {
+		return nil, err
 	}
 	tl, err := strconv.ParseUint(timeline, 16, 32)
 	if err != nil {
@@ -68,8 +80,8 @@ func writeMark(ctx context.Context, q Queryer, id uuid.UUID, database string) (*
 		return nil, client.ErrSavepoint
 	}
 	m.tx = client.DatabaseTransaction{
-		Database: database, XID: uint64(xid), SystemIdentifier: uint64(sysid), Timeline: uint32(tl),
-		DatabaseOID: uint32(dbOID), MarkerOID: uint32(markerTable), Mode: client.ModeMarker,
+		Database: database, XID: uint64(xid), SystemIdentifier: uint64(who.system), Timeline: uint32(tl),
+		DatabaseOID: uint32(who.oid), MarkerOID: uint32(markerTable), Mode: client.ModeMarker,
 	}
 	return &m, nil
 }
