@@ -16,24 +16,27 @@ import (
 // markSQL writes the marker and reads, in the same round trip, what ties it to its transaction. It is a plain INSERT: a
 // conflict must kill the transaction. Types are cast to those that every driver scans the same way.
 const markSQL = `
-WITH m AS (INSERT INTO outbox_marker (id) VALUES ($1) RETURNING xmin)
-SELECT pg_current_xact_id()::text::bigint,
-       pg_postmaster_start_time(),
-       current_database()::text,
-       substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8),
-       'outbox_marker'::regclass::oid::bigint,
-       current_setting('synchronous_commit'),
-       current_setting('transaction_isolation'),
-       m.xmin::text::bigint = (pg_current_xact_id()::text::bigint & 4294967295),
-       EXISTS (SELECT 1 FROM outbox_marker WHERE spilled IS NOT NULL AND refused IS NULL)
-FROM m`
+INSERT INTO outbox_marker (id) VALUES ($1)
+RETURNING pg_current_xact_id()::text::bigint,
+          pg_postmaster_start_time(),
+          current_database()::text,
+          substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8),
+          tableoid::bigint,
+          current_setting('synchronous_commit'),
+          current_setting('transaction_isolation'),
+          xmin::text::bigint = (pg_current_xact_id()::text::bigint & 4294967295),
+          ` + spillsWait
+
+// spillsWait asks for the first spilled request in order, because that is what the partial index answers. EXISTS would scan
+// the whole table: without statistics PostgreSQL takes almost every marker for a spilled one.
+const spillsWait = `(SELECT seq FROM outbox_marker WHERE spilled IS NOT NULL AND refused IS NULL ORDER BY seq LIMIT 1) IS NOT NULL`
 
 // identitySQL reads what tells a database from all others. It is not cheap: PostgreSQL reads pg_control from its disk.
 const identitySQL = `
 SELECT (SELECT system_identifier FROM pg_control_system()), (SELECT oid::bigint FROM pg_database WHERE datname = current_database())`
 
 // mustSpillSQL asks whether spilled requests wait.
-const mustSpillSQL = `SELECT EXISTS (SELECT 1 FROM outbox_marker WHERE spilled IS NOT NULL AND refused IS NULL)`
+const mustSpillSQL = `SELECT ` + spillsWait
 
 // spillSQL stores the request in the marker of its own transaction.
 const spillSQL = `UPDATE outbox_marker SET spilled = $2 WHERE id = $1`
