@@ -70,6 +70,10 @@ func (s outboxService) Session(stream grpc.BidiStreamingServer[outboxv1.SessionR
 		return err
 	}
 	defer ses.close()
+	// It is registered first: whoever was welcomed can be asked.
+	if err := stream.Send(s.welcome()); err != nil {
+		return err
+	}
 	s.log.Info("session opened", "session", ses.id, "source", ses.source.Name, "instance", ses.instance, "sdk", ses.sdk)
 	s.receivers.Add(1)
 	go func() {
@@ -81,7 +85,7 @@ func (s outboxService) Session(stream grpc.BidiStreamingServer[outboxv1.SessionR
 	return err
 }
 
-// openSession receives Hello and answers Welcome.
+// openSession receives Hello.
 func (s outboxService) openSession(stream grpc.BidiStreamingServer[outboxv1.SessionRequest, outboxv1.SessionResponse]) (*session, error) {
 	ctx := stream.Context()
 	req, err := stream.Recv()
@@ -126,13 +130,14 @@ func (s outboxService) openSession(stream grpc.BidiStreamingServer[outboxv1.Sess
 		undecided: make(map[store.TransactionID]store.DatabaseTransaction),
 		questions: make(map[uint64]*question),
 	}
-	welcome := &outboxv1.SessionResponse{Response: &outboxv1.SessionResponse_Welcome_{Welcome: &outboxv1.SessionResponse_Welcome{
+	return ses, nil
+}
+
+// welcome is the first response of a session.
+func (s *Server) welcome() *outboxv1.SessionResponse {
+	return &outboxv1.SessionResponse{Response: &outboxv1.SessionResponse_Welcome_{Welcome: &outboxv1.SessionResponse_Welcome{
 		Limits: s.cfg.limitsProto(), Server: s.name,
 	}}}
-	if err := stream.Send(welcome); err != nil {
-		return nil, err
-	}
-	return ses, nil
 }
 
 // admitted reports whether the caller of a session may act for a source.
