@@ -49,9 +49,9 @@ func (s server) usable(unsafe bool) error {
 	case s.standby:
 		return fmt.Errorf("%w: the server is a standby; connect to the primary (target_session_attrs=read-write)", ErrUnavailable)
 	case s.fsync == "off" && !unsafe:
-		return errors.New("the store has fsync=off and may lose what it acknowledged: switch it on, or allow it with --unsafe")
+		return errors.New("the store has fsync=off and may lose what it acknowledged: switch it on, or allow it with --store-unsafe")
 	case s.synchronousCommit == "off" && !unsafe:
-		return errors.New("the store has synchronous_commit=off and may lose what it acknowledged: switch it on for this role and database, or allow it with --unsafe")
+		return errors.New("the store has synchronous_commit=off and may lose what it acknowledged: switch it on for this role and database, or allow it with --store-unsafe")
 	}
 	return nil
 }
