@@ -37,6 +37,7 @@ type item struct {
 	heard  time.Time // when this server heard of it
 	due    time.Time
 	tries  int
+	again  bool // claimed once more since it was last put off: the store waits for us
 }
 
 // lane asks about the transactions of one source database: its own queue, connections and back-off.
@@ -57,6 +58,7 @@ func (l *lane) add(parked []store.Parked, now time.Time) {
 	for i := range parked {
 		if old := l.items[parked[i].Key]; old != nil {
 			old.parked.Checks = max(old.parked.Checks, parked[i].Checks)
+			old.again = true
 			continue
 		}
 		if len(l.items) >= l.resolver.cfg.MaxQueued {
@@ -103,6 +105,21 @@ func (l *lane) due(now time.Time) (batch []*item, next time.Time) {
 		}
 	}
 	return batch, next
+}
+
+// leave forgets transactions that the store was told to bring again, but for those that it has brought meanwhile: their
+// claim is ours, and nobody else would ask about them until it runs out.
+func (l *lane) leave(items []*item) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	for _, it := range items {
+		if it.again {
+			it.again, it.due = false, now
+			continue
+		}
+		delete(l.items, it.parked.Key)
+	}
 }
 
 // drop forgets transactions.
@@ -261,6 +278,7 @@ func (l *lane) postpone(ctx context.Context, rest []*item, best map[store.Key]an
 		}
 		leave[g] = append(leave[g], it.parked.Key)
 		left = append(left, it)
+		it.again = false
 	}
 	l.mu.Unlock()
 	for g, keys := range leave {
@@ -273,7 +291,7 @@ func (l *lane) postpone(ctx context.Context, rest []*item, best map[store.Key]an
 			l.resolver.log.Warn("recording an answer", "error", err) // the claim runs out, and they come again
 		}
 	}
-	l.drop(left...)
+	l.leave(left)
 }
 
 // describe is an answer as it is recorded.

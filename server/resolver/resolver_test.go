@@ -368,3 +368,20 @@ func TestConfig(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 }
+
+// What the store brings again while it is being put off stays in the lane: its claim keeps every server from asking.
+func TestClaimedAgainWhilePutOff(t *testing.T) {
+	l := &lane{resolver: &Resolver{cfg: Config{MaxQueued: 10}}, wake: make(chan struct{}, 1), items: make(map[store.Key]*item)}
+	parked := []store.Parked{{Key: storetest.Key(1)}, {Key: storetest.Key(2)}}
+	l.add(parked, time.Now())
+	putOff, _ := l.due(time.Now())
+	l.add(parked[:1], time.Now())
+	l.leave(putOff)
+	left, _ := l.due(time.Now())
+	if len(left) != 1 || left[0].parked.Key != parked[0].Key {
+		t.Fatalf("%d are due, want the one that was claimed again", len(left))
+	}
+	if l.leave(left); l.size() != 0 {
+		t.Error("it was kept a second time")
+	}
+}
