@@ -301,8 +301,17 @@ func TestPurgeWithRequestsOnTheirWay(t *testing.T) {
 	s.Purge()
 	wantClass(t, reports(t, s, 1)[0].Err, relay.ClassPurged)
 	close(release)
-	deliver(t, s, delivery("t", "k", 1, "v"), delivery("t", "k", 2, "v"))
-	allOK(t, reports(t, s, 2))
+	// librdkafka purges in its own time: what comes right behind may still be caught, is told so, and goes out again.
+	for i := 1; i <= 2; i++ {
+		eventually(t, "delivered after the purge", func() bool {
+			deliver(t, s, delivery("t", "k", i, "v"))
+			err := reports(t, s, 1)[i].Err
+			if err != nil {
+				wantClass(t, err, relay.ClassPurged)
+			}
+			return err == nil
+		})
+	}
 	noReport(t, s)
 }
 
