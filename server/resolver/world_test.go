@@ -222,6 +222,14 @@ func (w *world) park() {
 		w.t.Fatal(err)
 	}
 	defer reader.Close(ctx) //nolint:errcheck // the test goes on
+	// The source's open transactions are in the same cluster: what was prepared is readable once they are known as foreign.
+	last := storetest.Query[int64](w.t, w.db, "SELECT coalesce(max(xid::text::bigint), 0) FROM outbox.log")[0]
+	storetest.Eventually(w.t, soon, func() bool {
+		if _, err := reader.Read(ctx, []store.Cursor{{Shard: 0}}, 1); err != nil {
+			w.t.Fatal(err)
+		}
+		return reader.Horizon().XID > uint64(last) //nolint:gosec // an xid
+	})
 	for i := range w.leases {
 		l := &w.leases[i]
 		step := store.Step{Shard: l.Shard, Epoch: l.Epoch, Checkpoint: l.Checkpoint}
