@@ -178,6 +178,9 @@ func TestPassingTroubleStaysInside(t *testing.T) {
 		t.Run(e.Message, func(t *testing.T) {
 			f := fake(t, broker.FakeConfig{Brokers: 3, Topics: map[string]int{"t": 1}})
 			s := newSink(t, f.Bootstrap(), nil)
+			// The partition must know our producer: else a refused first batch may be called acknowledged by implication.
+			deliver(t, s, delivery("t", "warm", 1000, "v"))
+			allOK(t, reports(t, s, 1))
 			h := f.Cluster().Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: e, Count: 3})
 			for i := range 50 {
 				deliver(t, s, delivery("t", "k", i, "v"))
@@ -186,7 +189,7 @@ func TestPassingTroubleStaysInside(t *testing.T) {
 			if h.Hits() != 3 {
 				t.Errorf("%d faults hit", h.Hits())
 			}
-			for i, r := range readAll(t, f.Bootstrap(), "t") {
+			for i, r := range readAll(t, f.Bootstrap(), "t")[1:] {
 				if index(t, r) != i {
 					t.Fatalf("record %d is number %d", i, index(t, r))
 				}
