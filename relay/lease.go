@@ -15,7 +15,7 @@ type leaseLoop struct {
 
 	loading bool // an inheritance is being loaded
 	toLoad  []*tenure
-	reader  *store.Reader // for takeovers
+	reader  Reader // for takeovers
 }
 
 // tenure is a shard to be taken over.
@@ -77,7 +77,7 @@ func (r *Relay) balance(instances int) {
 			held++
 		}
 	}
-	now := time.Now()
+	now := r.now()
 	for i := len(r.core.shards) - 1; i >= 0 && held > share; i-- {
 		if s := r.core.shards[i]; s.phase == phaseActive {
 			r.log.Info("shard given up: others have less", "shard", s.number, "epoch", s.epoch)
@@ -98,7 +98,7 @@ func (r *Relay) acquire(limit int) {
 	r.access(func(ctx context.Context) func() {
 		ctx, cancel := context.WithTimeout(ctx, ioTimeout)
 		defer cancel()
-		attempt := time.Now()
+		attempt := r.now()
 		leases, err := r.st.AcquireShards(ctx, r.cfg.Instance, r.cfg.LeaseTTL, limit)
 		return func() {
 			l.beat.running = false
@@ -117,7 +117,7 @@ func (r *Relay) takeOver(lease store.Lease, attempt time.Time) {
 	// A lease that ran out is anybody's, also ours again. The tenure before ended with its epoch.
 	for _, s := range r.core.shards {
 		if s.number == lease.Shard {
-			r.fenced(s, time.Now())
+			r.fenced(s, r.now())
 			break
 		}
 	}
@@ -126,7 +126,7 @@ func (r *Relay) takeOver(lease store.Lease, attempt time.Time) {
 	s.renewAt = attempt.Add(r.cfg.RenewEvery)
 	r.log.Info("shard acquired", "shard", s.number, "epoch", s.epoch, "position", lease.Position.String())
 	if r.stopping {
-		r.drain(s, time.Now())
+		r.drain(s, r.now())
 		return
 	}
 	r.lease.toLoad = append(r.lease.toLoad, &tenure{shard: s, lease: lease})
@@ -155,7 +155,7 @@ func (r *Relay) startLoadInheritance(t *tenure) {
 	}
 	r.accessWith(r.takeovers, func(ctx context.Context) func() {
 		select {
-		case <-time.After(pause):
+		case <-r.after(pause):
 		case <-ctx.Done():
 		}
 		var h *inheritance
@@ -182,12 +182,12 @@ func (r *Relay) inherit(t *tenure, h *inheritance, err error) {
 		return
 	}
 	if err == nil {
-		err = r.core.restore(s, h, time.Now())
+		err = r.core.restore(s, h, r.now())
 	}
 	if err != nil {
 		r.metrics.storeErrors.WithLabelValues("takeover").Inc()
 		r.log.Error("taking a shard over; trying again", "shard", s.number, "epoch", s.epoch, "tries", t.tried+1, "error", err)
-		t.shard, t.tried = r.core.reacquire(s, t.lease, time.Now()), t.tried+1
+		t.shard, t.tried = r.core.reacquire(s, t.lease, r.now()), t.tried+1
 		r.lease.toLoad = append(r.lease.toLoad, t)
 		return
 	}

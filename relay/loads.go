@@ -35,7 +35,7 @@ func (r *Relay) startRows(s *shard, loads []load) {
 			n--
 		}
 		return func() {
-			now := time.Now()
+			now := r.now()
 			if err != nil {
 				r.loadFailed(s, "loading parked events", err)
 			}
@@ -114,7 +114,7 @@ func (r *Relay) startLetters(s *shard, operations []*operation) {
 // loadFailed logs a failed load, and lets some time pass before the next one.
 func (r *Relay) loadFailed(s *shard, what string, err error) {
 	r.metrics.storeErrors.WithLabelValues("load").Inc()
-	s.loadAt = time.Now().Add(r.cfg.RetryMin)
+	s.loadAt = r.now().Add(r.cfg.RetryMin)
 	r.log.Error(what, "shard", s.number, "error", err)
 }
 

@@ -20,7 +20,7 @@ const (
 // readLoop reads the log, one read at a time: of all shards from time to time, which is the truth, and between that of
 // those of which a hint says that there is something, which is fast and cheap.
 type readLoop struct {
-	reader  *store.Reader
+	reader  Reader
 	running bool
 	at      time.Time // of the next read of all shards
 	pause   time.Duration
@@ -134,7 +134,7 @@ func (r *Relay) startRead(now time.Time) {
 func (r *Relay) notRead(err error) {
 	l := &r.read
 	l.running = false
-	l.at = time.Now().Add(readRetry)
+	l.at = r.now().Add(readRetry)
 	if errors.Is(err, store.ErrStoreChanged) {
 		r.storeChanged(err)
 		return
@@ -149,7 +149,7 @@ func (r *Relay) notRead(err error) {
 // takeSegments feeds what was read, and decides when to read next.
 func (r *Relay) takeSegments(shards []*shard, all bool, segments []store.Segment, limit int) {
 	l := &r.read
-	now := time.Now()
+	now := r.now()
 	l.running = false
 	if l.failing {
 		l.failing = false
@@ -226,7 +226,7 @@ func (l *readLoop) adapt(segments, bytes, shards int) {
 func (r *Relay) storeChanged(cause error) {
 	r.log.Error("the store changed: starting again from the checkpoints", "error", cause)
 	r.metrics.storeChanges.Inc()
-	now := time.Now()
+	now := r.now()
 	var shards []int16
 	var epochs []int64
 	for len(r.core.shards) > 0 {

@@ -115,11 +115,16 @@ const ioTimeout = 5 * time.Second
 // a function for Run to call.
 type Relay struct {
 	cfg     Config
-	st      *store.Store
+	st      Store
 	sink    Sink
 	log     *slog.Logger
 	metrics *metrics
 	core    *core
+
+	// The world's, but for a Stepped.
+	now   func() time.Time
+	after func(time.Duration) <-chan time.Time
+	spawn func(work func() func())
 
 	hints   atomic.Uint64
 	hinted  chan struct{}
@@ -162,7 +167,12 @@ func New(cfg Config, st *store.Store, sink Sink, log *slog.Logger, reg prometheu
 	if err != nil {
 		return nil, fmt.Errorf("register relay metrics: %w", err)
 	}
-	return &Relay{
+	return newRelay(cfg, FromPostgres(st), sink, log, m), nil
+}
+
+// newRelay returns a relay with a complete configuration.
+func newRelay(cfg Config, st Store, sink Sink, log *slog.Logger, m *metrics) *Relay {
+	r := &Relay{
 		cfg:     cfg,
 		st:      st,
 		sink:    sink,
@@ -182,7 +192,13 @@ func New(cfg Config, st *store.Store, sink Sink, log *slog.Logger, reg prometheu
 			retryMax:          cfg.RetryMax,
 		}),
 		hinted: make(chan struct{}, 1),
-	}, nil
+		now:    time.Now,
+		after:  time.After,
+	}
+	r.spawn = func(work func() func()) {
+		go func() { r.results <- work() }()
+	}
+	return r
 }
 
 // Hint tells that something was appended to these shards: the next read need not wait for its time. It never blocks, and
@@ -207,24 +223,18 @@ func (r *Relay) Run(ctx context.Context) error {
 	if r.running.Swap(true) {
 		return errors.New("relay: Run was called before")
 	}
-	io, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
-	r.io = io
-	r.takeovers, r.endTakes = context.WithCancel(io)
-	defer r.endTakes()
-	r.results = make(chan func(), 64)
-	r.reports = r.sink.Reports()
+	defer r.begin(ctx)()
 	r.log.Info("relay started", "shards", r.st.ShardCount())
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	stop := ctx.Done()
 	for {
-		now := time.Now()
+		now := r.now()
 		if stop == nil && r.stopped(now) {
 			break
 		}
 		r.work(now)
-		timer.Reset(r.wait(time.Now()))
+		timer.Reset(r.wait(r.now()))
 		select {
 		case d := <-r.reports:
 			r.takeReports(d)
@@ -236,11 +246,21 @@ func (r *Relay) Run(ctx context.Context) error {
 		case <-timer.C:
 		case <-stop:
 			stop = nil
-			r.beginStop(time.Now())
+			r.beginStop(r.now())
 		}
 	}
 	r.finish(ctx)
 	return nil
+}
+
+// begin sets up what Run needs, and returns what ends it.
+func (r *Relay) begin(ctx context.Context) (end func()) {
+	io, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	r.io = io
+	r.takeovers, r.endTakes = context.WithCancel(io)
+	r.results = make(chan func(), 64)
+	r.reports = r.sink.Reports()
+	return cancel
 }
 
 // work does everything that is due.
@@ -318,7 +338,7 @@ func (r *Relay) access(work func(ctx context.Context) func()) {
 // accessWith is access with another context.
 func (r *Relay) accessWith(ctx context.Context, work func(ctx context.Context) func()) {
 	r.inProgress++
-	go func() { r.results <- work(ctx) }()
+	r.spawn(func() func() { return work(ctx) })
 }
 
 // beginStop gives all shards up.
@@ -347,7 +367,7 @@ func (r *Relay) finish(ctx context.Context) {
 	if _, err := r.st.Heartbeat(ctx, r.cfg.Instance, 0); err != nil {
 		r.log.Warn("relay could not sign off; the others will notice by time", "error", err)
 	}
-	for _, reader := range []*store.Reader{r.read.reader, r.lease.reader} {
+	for _, reader := range []Reader{r.read.reader, r.lease.reader} {
 		if reader != nil {
 			if err := reader.Close(ctx); err != nil {
 				r.log.Warn("closing a reader", "error", err)

@@ -22,7 +22,7 @@ func (r *Relay) deliver(now time.Time) {
 	}
 	c := r.core
 	for range deliverAtOnce {
-		now = time.Now()
+		now = r.now()
 		e := c.next(now)
 		if e == nil {
 			return
@@ -48,7 +48,7 @@ func (r *Relay) deliver(now time.Time) {
 
 // takeReports takes a report and those that are there already, but not so many that nothing else is done.
 func (r *Relay) takeReports(d *Delivery) {
-	now := time.Now()
+	now := r.now()
 	r.deliverAt = time.Time{}
 	for n := 1; ; n++ {
 		if d == nil { // the sink was closed while we run: nothing will be reported any more

@@ -29,9 +29,9 @@ func (r *Relay) startSources(now time.Time) {
 		all, err := r.st.Sources(ctx, "", 0)
 		return func() {
 			l.running = false
-			l.at = time.Now().Add(r.cfg.SourcesEvery)
+			l.at = r.now().Add(r.cfg.SourcesEvery)
 			if err != nil {
-				l.at = time.Now().Add(wantSourcesEvery)
+				l.at = r.now().Add(wantSourcesEvery)
 				r.metrics.storeErrors.WithLabelValues("sources").Inc()
 				return
 			}

@@ -82,7 +82,7 @@ func (r *Relay) startSteps(now time.Time) {
 // takeSteps takes the outcome of a call that began at attempt.
 func (r *Relay) takeSteps(fenced []int16, err error, attempt time.Time) {
 	l := &r.checkpoint
-	now := time.Now()
+	now := r.now()
 	for _, number := range fenced {
 		for _, s := range l.shards {
 			if s.number == number && s.phase != phaseGone {

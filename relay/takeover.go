@@ -180,7 +180,7 @@ func maxPosition(a, b store.Position) store.Position {
 }
 
 // loadInheritance reads what the last holder of a shard left.
-func loadInheritance(ctx context.Context, st *store.Store, reader *store.Reader, lease store.Lease) (*inheritance, error) {
+func loadInheritance(ctx context.Context, st Store, reader Reader, lease store.Lease) (*inheritance, error) {
 	h := &inheritance{}
 	var err error
 	if h.pend, err = store.DecodePend(lease.Pend); err != nil {
@@ -231,7 +231,7 @@ func loadInheritance(ctx context.Context, st *store.Store, reader *store.Reader,
 }
 
 // readAt reads segments. That the store is another one is told once; the lease is of the one that is there now.
-func readAt(ctx context.Context, reader *store.Reader, shard int16, at []store.Position) ([]store.Segment, error) {
+func readAt(ctx context.Context, reader Reader, shard int16, at []store.Position) ([]store.Segment, error) {
 	return withTimeout(ctx, func(ctx context.Context) ([]store.Segment, error) {
 		segments, err := reader.ReadAt(ctx, shard, at)
 		if errors.Is(err, store.ErrStoreChanged) {
@@ -252,11 +252,11 @@ func withTimeout[T any](ctx context.Context, f func(context.Context) (T, error))
 func (r *Relay) startTail(s *shard) {
 	from := r.tailFrom(s)
 	if len(from) == 0 {
-		r.core.start(s, nil, time.Now())
+		r.core.start(s, nil, r.now())
 		return
 	}
 	s.phase = phaseTail
-	began := time.Now()
+	began := r.now()
 	r.accessWith(r.takeovers, func(ctx context.Context) func() {
 		ctx, cancel := context.WithTimeout(ctx, r.cfg.TakeoverTailTimeout)
 		defer cancel()
@@ -271,8 +271,8 @@ func (r *Relay) startTail(s *shard) {
 					"shard", s.number, "epoch", s.epoch, "records", len(t.published), "error", err)
 			}
 			r.log.Info("topic tails read", "shard", s.number, "epoch", s.epoch, "partitions", len(from),
-				"records", len(t.published), "took", time.Since(began))
-			r.core.start(s, t.published, time.Now())
+				"records", len(t.published), "took", r.now().Sub(began))
+			r.core.start(s, t.published, r.now())
 		}
 	})
 }
@@ -285,7 +285,7 @@ func (r *Relay) readTail(ctx context.Context, from map[TopicPartition]int64, t *
 			return err
 		}
 		select {
-		case <-time.After(r.cfg.RetryMin):
+		case <-r.after(r.cfg.RetryMin):
 		case <-ctx.Done():
 			return err
 		}
