@@ -1,6 +1,8 @@
 package store
 
 import (
+	"time"
+
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
@@ -26,7 +28,7 @@ func (s *Store) Pool() *pgxpool.Pool { return s.pool }
 // Digest is the content digest of a transaction with these events.
 func Digest(events []Event) uint64 {
 	r := Request{Kind: KindPublish, Events: events}
-	r.enc.encode(&r, 16, 0)
+	r.enc.encode(&r, 16, 0, time.Now())
 	defer r.enc.release()
 	return r.enc.digest
 }

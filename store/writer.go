@@ -94,9 +94,10 @@ func (c WriterConfig) withDefaults() WriterConfig {
 // Requests submitted one after the other by one goroutine, unanswered, keep their order within a batch only; requests of
 // one transaction always keep it, because a later one is held until the earlier one is answered.
 type Writer struct {
-	st    *Store
-	cfg   WriterConfig
-	queue queue
+	st      *Store
+	cfg     WriterConfig
+	queue   queue
+	stepped *SteppedWriter // nil, but in a simulation
 }
 
 // NewWriter returns a writer over its own connections to st. It works once Run is called.
@@ -131,7 +132,7 @@ func (w *Writer) Submit(r *Request) error {
 	if r.Kind.stores() && len(r.Events) == 0 {
 		return fmt.Errorf("%w: no events", ErrInvalid)
 	}
-	r.enc.encode(r, w.st.shardCount, w.cfg.MaxWait)
+	r.enc.encode(r, w.st.shardCount, w.cfg.MaxWait, w.now())
 	if err := w.queue.submit(r); err != nil {
 		r.enc.release()
 		return err

@@ -61,7 +61,7 @@ func (a *appender) store(ctx context.Context, requests []*Request) {
 				a.w.refuse(requests, err)
 				return
 			}
-			sleep(ctx, rand.N(time.Millisecond<<min(contention, 6))) //nolint:gosec // jitter
+			a.w.pause(ctx, rand.N(time.Millisecond<<min(contention, 6))) //nolint:gosec // jitter
 		case errors.Is(err, ErrInvalid) && len(requests) > 1:
 			// One request makes the statement fail for all: halve until it is alone.
 			half := len(requests) / 2
@@ -72,7 +72,7 @@ func (a *appender) store(ctx context.Context, requests []*Request) {
 			a.disconnect(ctx)
 			requests = a.giveUp(requests, err)
 			if len(requests) > 0 {
-				sleep(ctx, pause)
+				a.w.pause(ctx, pause)
 				pause = min(2*pause, longestPause)
 			}
 		default:
@@ -90,7 +90,7 @@ const (
 
 // giveUp answers the requests whose time is over, of this batch and of the queue, and returns the rest of the batch.
 func (a *appender) giveUp(requests []*Request, err error) []*Request {
-	now := time.Now()
+	now := a.w.now()
 	kept := requests[:0]
 	var late []*Request
 	for _, r := range requests {
@@ -113,7 +113,7 @@ func (a *appender) attempt(ctx context.Context, requests []*Request) error {
 			oldest = r.enc.queued
 		}
 	}
-	started := time.Now()
+	started := a.w.now()
 	deadline := oldest.Add(a.w.cfg.MaxWait)
 	if soonest := started.Add(shortestAttempt); deadline.Before(soonest) {
 		deadline = soonest
@@ -128,7 +128,7 @@ func (a *appender) attempt(ctx context.Context, requests []*Request) error {
 	if err != nil {
 		return storeError("appending a batch", err)
 	}
-	a.w.cfg.OnBatch(len(requests), started.Sub(oldest), time.Since(started))
+	a.w.cfg.OnBatch(len(requests), started.Sub(oldest), a.w.now().Sub(started))
 	won, lost := a.batch.split(stale)
 	a.w.accept(won, lost)
 	return nil
@@ -138,6 +138,9 @@ func (a *appender) attempt(ctx context.Context, requests []*Request) error {
 const shortestAttempt = time.Second
 
 func (a *appender) execute(ctx context.Context) (stale []int32, err error) {
+	if s := a.w.stepped; s != nil {
+		return s.append(&a.batch)
+	}
 	statement := a.append
 	if a.batch.resolved > 0 {
 		statement = a.resolve
@@ -165,7 +168,7 @@ var binaryFormats = []int16{1}
 
 // connect makes sure that there is a connection with the statements prepared.
 func (a *appender) connect(ctx context.Context) error {
-	if a.conn != nil && !a.conn.IsClosed() {
+	if a.w.stepped != nil || a.conn != nil && !a.conn.IsClosed() {
 		return nil
 	}
 	a.disconnect(ctx)

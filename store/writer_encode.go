@@ -45,8 +45,7 @@ const keptPayload = 64 << 10
 // perRequest is what a request costs beside its bytes.
 const perRequest = 512
 
-func (e *encoding) encode(r *Request, shards int, maxWait time.Duration) {
-	now := time.Now()
+func (e *encoding) encode(r *Request, shards int, maxWait time.Duration, now time.Time) {
 	*e = encoding{as: r.Kind, queued: now, deadline: now.Add(maxWait), size: perRequest}
 	if !r.Kind.stores() {
 		e.shards = r.Shards

@@ -15,7 +15,7 @@ import (
 )
 
 func encoded(r *Request, shards int) *Request {
-	r.enc.encode(r, shards, time.Minute)
+	r.enc.encode(r, shards, time.Minute, time.Now())
 	return r
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -54,7 +53,7 @@ func (l *txLookup) resolve(ctx context.Context, requests []*Request) {
 			return
 		}
 		closeConn(ctx, &l.conn)
-		now := time.Now()
+		now := l.w.now()
 		kept, late := requests[:0], []*Request(nil)
 		for _, r := range requests {
 			if now.After(r.enc.deadline) {
@@ -65,7 +64,7 @@ func (l *txLookup) resolve(ctx context.Context, requests []*Request) {
 		}
 		l.w.refuse(late, err)
 		if requests = kept; len(requests) > 0 {
-			sleep(ctx, pause)
+			l.w.pause(ctx, pause)
 		}
 	}
 }
@@ -78,6 +77,9 @@ type txRow struct {
 }
 
 func (l *txLookup) read(ctx context.Context, requests []*Request) (map[Key]txRow, error) {
+	if s := l.w.stepped; s != nil {
+		return s.read(requests)
+	}
 	ctx, cancel := context.WithTimeout(ctx, max(l.w.cfg.MaxWait, shortestAttempt))
 	defer cancel()
 	if l.conn == nil || l.conn.IsClosed() {
