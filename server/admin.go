@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -243,6 +244,39 @@ func (s adminService) ListDeadLetters(ctx context.Context, req *outboxv1.ListDea
 		})
 	}
 	return resp, nil
+}
+
+// maxDeadLetterError is how much is kept of an error that a caller gives.
+const maxDeadLetterError = 1024
+
+// AddDeadLetter implements outbox.v1.AdminService.
+func (s adminService) AddDeadLetter(ctx context.Context, req *outboxv1.AddDeadLetterRequest) (*outboxv1.AddDeadLetterResponse, error) {
+	if e := s.validator.adminMessage(req); e != nil {
+		return nil, e
+	}
+	if size := int64(proto.Size(req)); size > s.cfg.MaxTransactionBytes {
+		return nil, tooLargeError("payload", size, s.cfg.MaxTransactionBytes)
+	}
+	src, err := s.store.Source(ctx, req.GetSource())
+	if err != nil {
+		return nil, sourceError(err, "source", req.GetSource())
+	}
+	event := &store.Event{
+		ID: [16]byte(req.GetEventId()), Topic: req.GetTopic(), AggregateType: req.GetAggregateType(), AggregateID: req.GetAggregateId(),
+		Type: req.GetEventType(), ContentType: req.GetContentType(), Key: req.GetKey(), HasKey: req.Key != nil, Payload: req.GetPayload(),
+	}
+	for _, h := range req.GetHeaders() {
+		event.Headers = append(event.Headers, store.Header{Name: h.GetName(), Value: h.GetValue()})
+	}
+	reason := req.GetError()
+	if len(reason) > maxDeadLetterError {
+		reason = strings.ToValidUTF8(reason[:maxDeadLetterError], "") + "…"
+	}
+	key := store.Key{Source: src.ID, Transaction: store.TransactionID(req.GetTransactionId())}
+	if err := s.store.AddDeadLetter(ctx, key, event, reason, req.GetAttempts(), principalOf(ctx).name); err != nil {
+		return nil, refusal(err, key.Transaction)
+	}
+	return &outboxv1.AddDeadLetterResponse{}, nil
 }
 
 // sourceName is the name of a source by its id; "" for one that was deleted.

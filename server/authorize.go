@@ -43,6 +43,7 @@ var rules = map[string]access{
 	outboxv1.AdminService_ListShards_FullMethodName:              accessAdmin,
 	outboxv1.AdminService_ListBlockedAggregates_FullMethodName:   accessAdmin,
 	outboxv1.AdminService_ListDeadLetters_FullMethodName:         accessAdmin,
+	outboxv1.AdminService_AddDeadLetter_FullMethodName:           accessSourceOrAdmin,
 	outboxv1.AdminService_OperateAggregate_FullMethodName:        accessAdmin,
 	outboxv1.AdminService_ListInDoubtTransactions_FullMethodName: accessAdmin,
 	outboxv1.AdminService_DecideTransaction_FullMethodName:       accessAdmin,

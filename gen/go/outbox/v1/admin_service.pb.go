@@ -1506,6 +1506,198 @@ func (x *DeadLetter) GetPayloadBytes() int64 {
 	return 0
 }
 
+// AddDeadLetterRequest is an event that cannot be published, and why. What makes an event unfit is mostly one of its fields,
+// so only what a dead letter cannot do without is required here.
+type AddDeadLetterRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The source's registered name.
+	Source string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	// A UUID in its 16 raw bytes; the idempotency key, which it shares with Prepare and Publish.
+	TransactionId []byte `protobuf:"bytes,2,opt,name=transaction_id,json=transactionId,proto3" json:"transaction_id,omitempty"`
+	// The event's id, 16 bytes.
+	EventId []byte `protobuf:"bytes,3,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
+	// The topic it was meant for, whether or not that can exist.
+	Topic string `protobuf:"bytes,4,opt,name=topic,proto3" json:"topic,omitempty"`
+	// The aggregate's type.
+	AggregateType string `protobuf:"bytes,5,opt,name=aggregate_type,json=aggregateType,proto3" json:"aggregate_type,omitempty"`
+	// The aggregate's id.
+	AggregateId string `protobuf:"bytes,6,opt,name=aggregate_id,json=aggregateId,proto3" json:"aggregate_id,omitempty"`
+	// What happened.
+	EventType string `protobuf:"bytes,7,opt,name=event_type,json=eventType,proto3" json:"event_type,omitempty"`
+	// The record's key. Absent: aggregate_id.
+	Key []byte `protobuf:"bytes,8,opt,name=key,proto3,oneof" json:"key,omitempty"`
+	// The record's value. Together with all other fields at most what a transaction may have.
+	Payload []byte `protobuf:"bytes,9,opt,name=payload,proto3" json:"payload,omitempty"`
+	// The media type of payload.
+	ContentType string `protobuf:"bytes,10,opt,name=content_type,json=contentType,proto3" json:"content_type,omitempty"`
+	// Headers of the record.
+	Headers []*Header `protobuf:"bytes,11,rep,name=headers,proto3" json:"headers,omitempty"`
+	// Why it cannot be published. Required; longer texts are cut.
+	Error string `protobuf:"bytes,12,opt,name=error,proto3" json:"error,omitempty"`
+	// Attempts that were made elsewhere.
+	Attempts      int32 `protobuf:"varint,13,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddDeadLetterRequest) Reset() {
+	*x = AddDeadLetterRequest{}
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddDeadLetterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddDeadLetterRequest) ProtoMessage() {}
+
+func (x *AddDeadLetterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddDeadLetterRequest.ProtoReflect.Descriptor instead.
+func (*AddDeadLetterRequest) Descriptor() ([]byte, []int) {
+	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *AddDeadLetterRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *AddDeadLetterRequest) GetTransactionId() []byte {
+	if x != nil {
+		return x.TransactionId
+	}
+	return nil
+}
+
+func (x *AddDeadLetterRequest) GetEventId() []byte {
+	if x != nil {
+		return x.EventId
+	}
+	return nil
+}
+
+func (x *AddDeadLetterRequest) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *AddDeadLetterRequest) GetAggregateType() string {
+	if x != nil {
+		return x.AggregateType
+	}
+	return ""
+}
+
+func (x *AddDeadLetterRequest) GetAggregateId() string {
+	if x != nil {
+		return x.AggregateId
+	}
+	return ""
+}
+
+func (x *AddDeadLetterRequest) GetEventType() string {
+	if x != nil {
+		return x.EventType
+	}
+	return ""
+}
+
+func (x *AddDeadLetterRequest) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *AddDeadLetterRequest) GetPayload() []byte {
+	if x != nil {
+		return x.Payload
+	}
+	return nil
+}
+
+func (x *AddDeadLetterRequest) GetContentType() string {
+	if x != nil {
+		return x.ContentType
+	}
+	return ""
+}
+
+func (x *AddDeadLetterRequest) GetHeaders() []*Header {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *AddDeadLetterRequest) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *AddDeadLetterRequest) GetAttempts() int32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+// AddDeadLetterResponse answers AddDeadLetterRequest.
+type AddDeadLetterResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddDeadLetterResponse) Reset() {
+	*x = AddDeadLetterResponse{}
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddDeadLetterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddDeadLetterResponse) ProtoMessage() {}
+
+func (x *AddDeadLetterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddDeadLetterResponse.ProtoReflect.Descriptor instead.
+func (*AddDeadLetterResponse) Descriptor() ([]byte, []int) {
+	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{20}
+}
+
 // OperateAggregateRequest asks for an action on one aggregate.
 type OperateAggregateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1525,7 +1717,7 @@ type OperateAggregateRequest struct {
 
 func (x *OperateAggregateRequest) Reset() {
 	*x = OperateAggregateRequest{}
-	mi := &file_outbox_v1_admin_service_proto_msgTypes[19]
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1729,7 @@ func (x *OperateAggregateRequest) String() string {
 func (*OperateAggregateRequest) ProtoMessage() {}
 
 func (x *OperateAggregateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outbox_v1_admin_service_proto_msgTypes[19]
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1742,7 @@ func (x *OperateAggregateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperateAggregateRequest.ProtoReflect.Descriptor instead.
 func (*OperateAggregateRequest) Descriptor() ([]byte, []int) {
-	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{19}
+	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *OperateAggregateRequest) GetSource() string {
@@ -1605,7 +1797,7 @@ type OperateAggregateResponse struct {
 
 func (x *OperateAggregateResponse) Reset() {
 	*x = OperateAggregateResponse{}
-	mi := &file_outbox_v1_admin_service_proto_msgTypes[20]
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1617,7 +1809,7 @@ func (x *OperateAggregateResponse) String() string {
 func (*OperateAggregateResponse) ProtoMessage() {}
 
 func (x *OperateAggregateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outbox_v1_admin_service_proto_msgTypes[20]
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1630,7 +1822,7 @@ func (x *OperateAggregateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperateAggregateResponse.ProtoReflect.Descriptor instead.
 func (*OperateAggregateResponse) Descriptor() ([]byte, []int) {
-	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{20}
+	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *OperateAggregateResponse) GetOperationId() int64 {
@@ -1676,7 +1868,7 @@ type ListInDoubtTransactionsRequest struct {
 
 func (x *ListInDoubtTransactionsRequest) Reset() {
 	*x = ListInDoubtTransactionsRequest{}
-	mi := &file_outbox_v1_admin_service_proto_msgTypes[21]
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +1880,7 @@ func (x *ListInDoubtTransactionsRequest) String() string {
 func (*ListInDoubtTransactionsRequest) ProtoMessage() {}
 
 func (x *ListInDoubtTransactionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outbox_v1_admin_service_proto_msgTypes[21]
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +1893,7 @@ func (x *ListInDoubtTransactionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInDoubtTransactionsRequest.ProtoReflect.Descriptor instead.
 func (*ListInDoubtTransactionsRequest) Descriptor() ([]byte, []int) {
-	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{21}
+	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListInDoubtTransactionsRequest) GetSource() string {
@@ -1738,7 +1930,7 @@ type ListInDoubtTransactionsResponse struct {
 
 func (x *ListInDoubtTransactionsResponse) Reset() {
 	*x = ListInDoubtTransactionsResponse{}
-	mi := &file_outbox_v1_admin_service_proto_msgTypes[22]
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1750,7 +1942,7 @@ func (x *ListInDoubtTransactionsResponse) String() string {
 func (*ListInDoubtTransactionsResponse) ProtoMessage() {}
 
 func (x *ListInDoubtTransactionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outbox_v1_admin_service_proto_msgTypes[22]
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1763,7 +1955,7 @@ func (x *ListInDoubtTransactionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInDoubtTransactionsResponse.ProtoReflect.Descriptor instead.
 func (*ListInDoubtTransactionsResponse) Descriptor() ([]byte, []int) {
-	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{22}
+	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListInDoubtTransactionsResponse) GetTransactions() []*InDoubtTransaction {
@@ -1811,7 +2003,7 @@ type InDoubtTransaction struct {
 
 func (x *InDoubtTransaction) Reset() {
 	*x = InDoubtTransaction{}
-	mi := &file_outbox_v1_admin_service_proto_msgTypes[23]
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1823,7 +2015,7 @@ func (x *InDoubtTransaction) String() string {
 func (*InDoubtTransaction) ProtoMessage() {}
 
 func (x *InDoubtTransaction) ProtoReflect() protoreflect.Message {
-	mi := &file_outbox_v1_admin_service_proto_msgTypes[23]
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1836,7 +2028,7 @@ func (x *InDoubtTransaction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InDoubtTransaction.ProtoReflect.Descriptor instead.
 func (*InDoubtTransaction) Descriptor() ([]byte, []int) {
-	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{23}
+	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *InDoubtTransaction) GetSource() string {
@@ -1933,7 +2125,7 @@ type DecideTransactionRequest struct {
 
 func (x *DecideTransactionRequest) Reset() {
 	*x = DecideTransactionRequest{}
-	mi := &file_outbox_v1_admin_service_proto_msgTypes[24]
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1945,7 +2137,7 @@ func (x *DecideTransactionRequest) String() string {
 func (*DecideTransactionRequest) ProtoMessage() {}
 
 func (x *DecideTransactionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outbox_v1_admin_service_proto_msgTypes[24]
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1958,7 +2150,7 @@ func (x *DecideTransactionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideTransactionRequest.ProtoReflect.Descriptor instead.
 func (*DecideTransactionRequest) Descriptor() ([]byte, []int) {
-	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{24}
+	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DecideTransactionRequest) GetSource() string {
@@ -2000,7 +2192,7 @@ type DecideTransactionResponse struct {
 
 func (x *DecideTransactionResponse) Reset() {
 	*x = DecideTransactionResponse{}
-	mi := &file_outbox_v1_admin_service_proto_msgTypes[25]
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2012,7 +2204,7 @@ func (x *DecideTransactionResponse) String() string {
 func (*DecideTransactionResponse) ProtoMessage() {}
 
 func (x *DecideTransactionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outbox_v1_admin_service_proto_msgTypes[25]
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2025,7 +2217,7 @@ func (x *DecideTransactionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideTransactionResponse.ProtoReflect.Descriptor instead.
 func (*DecideTransactionResponse) Descriptor() ([]byte, []int) {
-	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{25}
+	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DecideTransactionResponse) GetState() Transaction_State {
@@ -2048,7 +2240,7 @@ type CheckTransactionRequest struct {
 
 func (x *CheckTransactionRequest) Reset() {
 	*x = CheckTransactionRequest{}
-	mi := &file_outbox_v1_admin_service_proto_msgTypes[26]
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2060,7 +2252,7 @@ func (x *CheckTransactionRequest) String() string {
 func (*CheckTransactionRequest) ProtoMessage() {}
 
 func (x *CheckTransactionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outbox_v1_admin_service_proto_msgTypes[26]
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2073,7 +2265,7 @@ func (x *CheckTransactionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckTransactionRequest.ProtoReflect.Descriptor instead.
 func (*CheckTransactionRequest) Descriptor() ([]byte, []int) {
-	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{26}
+	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CheckTransactionRequest) GetSource() string {
@@ -2109,7 +2301,7 @@ type CheckTransactionResponse struct {
 
 func (x *CheckTransactionResponse) Reset() {
 	*x = CheckTransactionResponse{}
-	mi := &file_outbox_v1_admin_service_proto_msgTypes[27]
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2121,7 +2313,7 @@ func (x *CheckTransactionResponse) String() string {
 func (*CheckTransactionResponse) ProtoMessage() {}
 
 func (x *CheckTransactionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outbox_v1_admin_service_proto_msgTypes[27]
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2134,7 +2326,7 @@ func (x *CheckTransactionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckTransactionResponse.ProtoReflect.Descriptor instead.
 func (*CheckTransactionResponse) Descriptor() ([]byte, []int) {
-	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{27}
+	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CheckTransactionResponse) GetOutcome() SessionRequest_CheckAnswer_Outcome {
@@ -2191,7 +2383,7 @@ type ConfirmFailoverRequest struct {
 
 func (x *ConfirmFailoverRequest) Reset() {
 	*x = ConfirmFailoverRequest{}
-	mi := &file_outbox_v1_admin_service_proto_msgTypes[28]
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2203,7 +2395,7 @@ func (x *ConfirmFailoverRequest) String() string {
 func (*ConfirmFailoverRequest) ProtoMessage() {}
 
 func (x *ConfirmFailoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outbox_v1_admin_service_proto_msgTypes[28]
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2216,7 +2408,7 @@ func (x *ConfirmFailoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmFailoverRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmFailoverRequest) Descriptor() ([]byte, []int) {
-	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{28}
+	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ConfirmFailoverRequest) GetSource() string {
@@ -2269,7 +2461,7 @@ type ConfirmFailoverResponse struct {
 
 func (x *ConfirmFailoverResponse) Reset() {
 	*x = ConfirmFailoverResponse{}
-	mi := &file_outbox_v1_admin_service_proto_msgTypes[29]
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2281,7 +2473,7 @@ func (x *ConfirmFailoverResponse) String() string {
 func (*ConfirmFailoverResponse) ProtoMessage() {}
 
 func (x *ConfirmFailoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outbox_v1_admin_service_proto_msgTypes[29]
+	mi := &file_outbox_v1_admin_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2294,7 +2486,7 @@ func (x *ConfirmFailoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmFailoverResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmFailoverResponse) Descriptor() ([]byte, []int) {
-	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{29}
+	return file_outbox_v1_admin_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ConfirmFailoverResponse) GetCommitted() int64 {
@@ -2322,7 +2514,7 @@ var File_outbox_v1_admin_service_proto protoreflect.FileDescriptor
 
 const file_outbox_v1_admin_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1doutbox/v1/admin_service.proto\x12\toutbox.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eoutbox/v1/outbox_service.proto\x1a\x1boutbox/v1/transaction.proto\"\xaf\x04\n" +
+	"\x1doutbox/v1/admin_service.proto\x12\toutbox.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15outbox/v1/event.proto\x1a\x1eoutbox/v1/outbox_service.proto\x1a\x1boutbox/v1/transaction.proto\"\xaf\x04\n" +
 	"\x06Source\x126\n" +
 	"\x04name\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,99}$R\x04name\x12A\n" +
 	"\x06topics\x18\x02 \x03(\tB)\xbaH&\x92\x01#\x10\xe8\a\"\x1er\x1c2\x1a^[a-zA-Z0-9._-]{0,249}\\*?$R\x06topics\x12I\n" +
@@ -2422,7 +2614,28 @@ const file_outbox_v1_admin_service_proto_rawDesc = "" +
 	"\battempts\x18\n" +
 	" \x01(\x05R\battempts\x120\n" +
 	"\x05since\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12#\n" +
-	"\rpayload_bytes\x18\f \x01(\x03R\fpayloadBytes\"\x83\x02\n" +
+	"\rpayload_bytes\x18\f \x01(\x03R\fpayloadBytes\"\xa4\x04\n" +
+	"\x14AddDeadLetterRequest\x12\"\n" +
+	"\x06source\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05 \x01(\xff\x01R\x06source\x12.\n" +
+	"\x0etransaction_id\x18\x02 \x01(\fB\a\xbaH\x04z\x02h\x10R\rtransactionId\x12\"\n" +
+	"\bevent_id\x18\x03 \x01(\fB\a\xbaH\x04z\x02h\x10R\aeventId\x12\x1e\n" +
+	"\x05topic\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05topic\x121\n" +
+	"\x0eaggregate_type\x18\x05 \x01(\tB\n" +
+	"\xbaH\ar\x05 \x01(\xff\x01R\raggregateType\x12-\n" +
+	"\faggregate_id\x18\x06 \x01(\tB\n" +
+	"\xbaH\ar\x05 \x01(\xff\x01R\vaggregateId\x12'\n" +
+	"\n" +
+	"event_type\x18\a \x01(\tB\b\xbaH\x05r\x03(\xff\x01R\teventType\x12\x1f\n" +
+	"\x03key\x18\b \x01(\fB\b\xbaH\x05z\x03\x18\x80 H\x00R\x03key\x88\x01\x01\x12\x18\n" +
+	"\apayload\x18\t \x01(\fR\apayload\x12+\n" +
+	"\fcontent_type\x18\n" +
+	" \x01(\tB\b\xbaH\x05r\x03(\xff\x01R\vcontentType\x125\n" +
+	"\aheaders\x18\v \x03(\v2\x11.outbox.v1.HeaderB\b\xbaH\x05\x92\x01\x02\x10@R\aheaders\x12\x1d\n" +
+	"\x05error\x18\f \x01(\tB\a\xbaH\x04r\x02 \x01R\x05error\x12#\n" +
+	"\battempts\x18\r \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\battemptsB\x06\n" +
+	"\x04_key\"\x17\n" +
+	"\x15AddDeadLetterResponse\"\x83\x02\n" +
 	"\x17OperateAggregateRequest\x12\"\n" +
 	"\x06source\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05 \x01(\xff\x01R\x06source\x121\n" +
@@ -2508,7 +2721,7 @@ const file_outbox_v1_admin_service_proto_rawDesc = "" +
 	"\x1cAGGREGATE_ACTION_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18AGGREGATE_ACTION_REDRIVE\x10\x01\x12\x19\n" +
 	"\x15AGGREGATE_ACTION_SKIP\x10\x02\x12\x1c\n" +
-	"\x18AGGREGATE_ACTION_DISCARD\x10\x032\xba\b\n" +
+	"\x18AGGREGATE_ACTION_DISCARD\x10\x032\x8e\t\n" +
 	"\fAdminService\x12L\n" +
 	"\vListSources\x12\x1d.outbox.v1.ListSourcesRequest\x1a\x1e.outbox.v1.ListSourcesResponse\x12F\n" +
 	"\tGetSource\x12\x1b.outbox.v1.GetSourceRequest\x1a\x1c.outbox.v1.GetSourceResponse\x12L\n" +
@@ -2517,7 +2730,8 @@ const file_outbox_v1_admin_service_proto_rawDesc = "" +
 	"\n" +
 	"ListShards\x12\x1c.outbox.v1.ListShardsRequest\x1a\x1d.outbox.v1.ListShardsResponse\x12j\n" +
 	"\x15ListBlockedAggregates\x12'.outbox.v1.ListBlockedAggregatesRequest\x1a(.outbox.v1.ListBlockedAggregatesResponse\x12X\n" +
-	"\x0fListDeadLetters\x12!.outbox.v1.ListDeadLettersRequest\x1a\".outbox.v1.ListDeadLettersResponse\x12[\n" +
+	"\x0fListDeadLetters\x12!.outbox.v1.ListDeadLettersRequest\x1a\".outbox.v1.ListDeadLettersResponse\x12R\n" +
+	"\rAddDeadLetter\x12\x1f.outbox.v1.AddDeadLetterRequest\x1a .outbox.v1.AddDeadLetterResponse\x12[\n" +
 	"\x10OperateAggregate\x12\".outbox.v1.OperateAggregateRequest\x1a#.outbox.v1.OperateAggregateResponse\x12p\n" +
 	"\x17ListInDoubtTransactions\x12).outbox.v1.ListInDoubtTransactionsRequest\x1a*.outbox.v1.ListInDoubtTransactionsResponse\x12^\n" +
 	"\x11DecideTransaction\x12#.outbox.v1.DecideTransactionRequest\x1a$.outbox.v1.DecideTransactionResponse\x12[\n" +
@@ -2538,7 +2752,7 @@ func file_outbox_v1_admin_service_proto_rawDescGZIP() []byte {
 }
 
 var file_outbox_v1_admin_service_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_outbox_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_outbox_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_outbox_v1_admin_service_proto_goTypes = []any{
 	(RecordProfile)(0),                      // 0: outbox.v1.RecordProfile
 	(FailurePolicy)(0),                      // 1: outbox.v1.FailurePolicy
@@ -2562,79 +2776,85 @@ var file_outbox_v1_admin_service_proto_goTypes = []any{
 	(*ListDeadLettersRequest)(nil),          // 19: outbox.v1.ListDeadLettersRequest
 	(*ListDeadLettersResponse)(nil),         // 20: outbox.v1.ListDeadLettersResponse
 	(*DeadLetter)(nil),                      // 21: outbox.v1.DeadLetter
-	(*OperateAggregateRequest)(nil),         // 22: outbox.v1.OperateAggregateRequest
-	(*OperateAggregateResponse)(nil),        // 23: outbox.v1.OperateAggregateResponse
-	(*ListInDoubtTransactionsRequest)(nil),  // 24: outbox.v1.ListInDoubtTransactionsRequest
-	(*ListInDoubtTransactionsResponse)(nil), // 25: outbox.v1.ListInDoubtTransactionsResponse
-	(*InDoubtTransaction)(nil),              // 26: outbox.v1.InDoubtTransaction
-	(*DecideTransactionRequest)(nil),        // 27: outbox.v1.DecideTransactionRequest
-	(*DecideTransactionResponse)(nil),       // 28: outbox.v1.DecideTransactionResponse
-	(*CheckTransactionRequest)(nil),         // 29: outbox.v1.CheckTransactionRequest
-	(*CheckTransactionResponse)(nil),        // 30: outbox.v1.CheckTransactionResponse
-	(*ConfirmFailoverRequest)(nil),          // 31: outbox.v1.ConfirmFailoverRequest
-	(*ConfirmFailoverResponse)(nil),         // 32: outbox.v1.ConfirmFailoverResponse
-	(*timestamppb.Timestamp)(nil),           // 33: google.protobuf.Timestamp
-	(DatabaseMode)(0),                       // 34: outbox.v1.DatabaseMode
-	(*DatabaseTransaction)(nil),             // 35: outbox.v1.DatabaseTransaction
-	(Transaction_State)(0),                  // 36: outbox.v1.Transaction.State
-	(SessionRequest_CheckAnswer_Outcome)(0), // 37: outbox.v1.SessionRequest.CheckAnswer.Outcome
+	(*AddDeadLetterRequest)(nil),            // 22: outbox.v1.AddDeadLetterRequest
+	(*AddDeadLetterResponse)(nil),           // 23: outbox.v1.AddDeadLetterResponse
+	(*OperateAggregateRequest)(nil),         // 24: outbox.v1.OperateAggregateRequest
+	(*OperateAggregateResponse)(nil),        // 25: outbox.v1.OperateAggregateResponse
+	(*ListInDoubtTransactionsRequest)(nil),  // 26: outbox.v1.ListInDoubtTransactionsRequest
+	(*ListInDoubtTransactionsResponse)(nil), // 27: outbox.v1.ListInDoubtTransactionsResponse
+	(*InDoubtTransaction)(nil),              // 28: outbox.v1.InDoubtTransaction
+	(*DecideTransactionRequest)(nil),        // 29: outbox.v1.DecideTransactionRequest
+	(*DecideTransactionResponse)(nil),       // 30: outbox.v1.DecideTransactionResponse
+	(*CheckTransactionRequest)(nil),         // 31: outbox.v1.CheckTransactionRequest
+	(*CheckTransactionResponse)(nil),        // 32: outbox.v1.CheckTransactionResponse
+	(*ConfirmFailoverRequest)(nil),          // 33: outbox.v1.ConfirmFailoverRequest
+	(*ConfirmFailoverResponse)(nil),         // 34: outbox.v1.ConfirmFailoverResponse
+	(*timestamppb.Timestamp)(nil),           // 35: google.protobuf.Timestamp
+	(DatabaseMode)(0),                       // 36: outbox.v1.DatabaseMode
+	(*Header)(nil),                          // 37: outbox.v1.Header
+	(*DatabaseTransaction)(nil),             // 38: outbox.v1.DatabaseTransaction
+	(Transaction_State)(0),                  // 39: outbox.v1.Transaction.State
+	(SessionRequest_CheckAnswer_Outcome)(0), // 40: outbox.v1.SessionRequest.CheckAnswer.Outcome
 }
 var file_outbox_v1_admin_service_proto_depIdxs = []int32{
 	0,  // 0: outbox.v1.Source.record_profile:type_name -> outbox.v1.RecordProfile
 	1,  // 1: outbox.v1.Source.failure_policy:type_name -> outbox.v1.FailurePolicy
 	4,  // 2: outbox.v1.Source.databases:type_name -> outbox.v1.SourceDatabase
-	33, // 3: outbox.v1.Source.create_time:type_name -> google.protobuf.Timestamp
-	33, // 4: outbox.v1.Source.update_time:type_name -> google.protobuf.Timestamp
-	34, // 5: outbox.v1.SourceDatabase.mode:type_name -> outbox.v1.DatabaseMode
+	35, // 3: outbox.v1.Source.create_time:type_name -> google.protobuf.Timestamp
+	35, // 4: outbox.v1.Source.update_time:type_name -> google.protobuf.Timestamp
+	36, // 5: outbox.v1.SourceDatabase.mode:type_name -> outbox.v1.DatabaseMode
 	3,  // 6: outbox.v1.ListSourcesResponse.sources:type_name -> outbox.v1.Source
 	3,  // 7: outbox.v1.GetSourceResponse.source:type_name -> outbox.v1.Source
 	3,  // 8: outbox.v1.ApplySourceRequest.source:type_name -> outbox.v1.Source
 	3,  // 9: outbox.v1.ApplySourceResponse.source:type_name -> outbox.v1.Source
 	3,  // 10: outbox.v1.ApplySourceResponse.previous:type_name -> outbox.v1.Source
 	15, // 11: outbox.v1.ListShardsResponse.shards:type_name -> outbox.v1.Shard
-	33, // 12: outbox.v1.Shard.lease_until:type_name -> google.protobuf.Timestamp
+	35, // 12: outbox.v1.Shard.lease_until:type_name -> google.protobuf.Timestamp
 	18, // 13: outbox.v1.ListBlockedAggregatesResponse.aggregates:type_name -> outbox.v1.BlockedAggregate
-	33, // 14: outbox.v1.BlockedAggregate.since:type_name -> google.protobuf.Timestamp
+	35, // 14: outbox.v1.BlockedAggregate.since:type_name -> google.protobuf.Timestamp
 	21, // 15: outbox.v1.ListDeadLettersResponse.dead_letters:type_name -> outbox.v1.DeadLetter
-	33, // 16: outbox.v1.DeadLetter.since:type_name -> google.protobuf.Timestamp
-	2,  // 17: outbox.v1.OperateAggregateRequest.action:type_name -> outbox.v1.AggregateAction
-	26, // 18: outbox.v1.ListInDoubtTransactionsResponse.transactions:type_name -> outbox.v1.InDoubtTransaction
-	35, // 19: outbox.v1.InDoubtTransaction.database_transaction:type_name -> outbox.v1.DatabaseTransaction
-	33, // 20: outbox.v1.InDoubtTransaction.since:type_name -> google.protobuf.Timestamp
-	33, // 21: outbox.v1.InDoubtTransaction.next_check_time:type_name -> google.protobuf.Timestamp
-	36, // 22: outbox.v1.DecideTransactionRequest.decision:type_name -> outbox.v1.Transaction.State
-	36, // 23: outbox.v1.DecideTransactionResponse.state:type_name -> outbox.v1.Transaction.State
-	37, // 24: outbox.v1.CheckTransactionResponse.outcome:type_name -> outbox.v1.SessionRequest.CheckAnswer.Outcome
-	36, // 25: outbox.v1.CheckTransactionResponse.state:type_name -> outbox.v1.Transaction.State
-	5,  // 26: outbox.v1.AdminService.ListSources:input_type -> outbox.v1.ListSourcesRequest
-	7,  // 27: outbox.v1.AdminService.GetSource:input_type -> outbox.v1.GetSourceRequest
-	9,  // 28: outbox.v1.AdminService.ApplySource:input_type -> outbox.v1.ApplySourceRequest
-	11, // 29: outbox.v1.AdminService.DeleteSource:input_type -> outbox.v1.DeleteSourceRequest
-	13, // 30: outbox.v1.AdminService.ListShards:input_type -> outbox.v1.ListShardsRequest
-	16, // 31: outbox.v1.AdminService.ListBlockedAggregates:input_type -> outbox.v1.ListBlockedAggregatesRequest
-	19, // 32: outbox.v1.AdminService.ListDeadLetters:input_type -> outbox.v1.ListDeadLettersRequest
-	22, // 33: outbox.v1.AdminService.OperateAggregate:input_type -> outbox.v1.OperateAggregateRequest
-	24, // 34: outbox.v1.AdminService.ListInDoubtTransactions:input_type -> outbox.v1.ListInDoubtTransactionsRequest
-	27, // 35: outbox.v1.AdminService.DecideTransaction:input_type -> outbox.v1.DecideTransactionRequest
-	29, // 36: outbox.v1.AdminService.CheckTransaction:input_type -> outbox.v1.CheckTransactionRequest
-	31, // 37: outbox.v1.AdminService.ConfirmFailover:input_type -> outbox.v1.ConfirmFailoverRequest
-	6,  // 38: outbox.v1.AdminService.ListSources:output_type -> outbox.v1.ListSourcesResponse
-	8,  // 39: outbox.v1.AdminService.GetSource:output_type -> outbox.v1.GetSourceResponse
-	10, // 40: outbox.v1.AdminService.ApplySource:output_type -> outbox.v1.ApplySourceResponse
-	12, // 41: outbox.v1.AdminService.DeleteSource:output_type -> outbox.v1.DeleteSourceResponse
-	14, // 42: outbox.v1.AdminService.ListShards:output_type -> outbox.v1.ListShardsResponse
-	17, // 43: outbox.v1.AdminService.ListBlockedAggregates:output_type -> outbox.v1.ListBlockedAggregatesResponse
-	20, // 44: outbox.v1.AdminService.ListDeadLetters:output_type -> outbox.v1.ListDeadLettersResponse
-	23, // 45: outbox.v1.AdminService.OperateAggregate:output_type -> outbox.v1.OperateAggregateResponse
-	25, // 46: outbox.v1.AdminService.ListInDoubtTransactions:output_type -> outbox.v1.ListInDoubtTransactionsResponse
-	28, // 47: outbox.v1.AdminService.DecideTransaction:output_type -> outbox.v1.DecideTransactionResponse
-	30, // 48: outbox.v1.AdminService.CheckTransaction:output_type -> outbox.v1.CheckTransactionResponse
-	32, // 49: outbox.v1.AdminService.ConfirmFailover:output_type -> outbox.v1.ConfirmFailoverResponse
-	38, // [38:50] is the sub-list for method output_type
-	26, // [26:38] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	35, // 16: outbox.v1.DeadLetter.since:type_name -> google.protobuf.Timestamp
+	37, // 17: outbox.v1.AddDeadLetterRequest.headers:type_name -> outbox.v1.Header
+	2,  // 18: outbox.v1.OperateAggregateRequest.action:type_name -> outbox.v1.AggregateAction
+	28, // 19: outbox.v1.ListInDoubtTransactionsResponse.transactions:type_name -> outbox.v1.InDoubtTransaction
+	38, // 20: outbox.v1.InDoubtTransaction.database_transaction:type_name -> outbox.v1.DatabaseTransaction
+	35, // 21: outbox.v1.InDoubtTransaction.since:type_name -> google.protobuf.Timestamp
+	35, // 22: outbox.v1.InDoubtTransaction.next_check_time:type_name -> google.protobuf.Timestamp
+	39, // 23: outbox.v1.DecideTransactionRequest.decision:type_name -> outbox.v1.Transaction.State
+	39, // 24: outbox.v1.DecideTransactionResponse.state:type_name -> outbox.v1.Transaction.State
+	40, // 25: outbox.v1.CheckTransactionResponse.outcome:type_name -> outbox.v1.SessionRequest.CheckAnswer.Outcome
+	39, // 26: outbox.v1.CheckTransactionResponse.state:type_name -> outbox.v1.Transaction.State
+	5,  // 27: outbox.v1.AdminService.ListSources:input_type -> outbox.v1.ListSourcesRequest
+	7,  // 28: outbox.v1.AdminService.GetSource:input_type -> outbox.v1.GetSourceRequest
+	9,  // 29: outbox.v1.AdminService.ApplySource:input_type -> outbox.v1.ApplySourceRequest
+	11, // 30: outbox.v1.AdminService.DeleteSource:input_type -> outbox.v1.DeleteSourceRequest
+	13, // 31: outbox.v1.AdminService.ListShards:input_type -> outbox.v1.ListShardsRequest
+	16, // 32: outbox.v1.AdminService.ListBlockedAggregates:input_type -> outbox.v1.ListBlockedAggregatesRequest
+	19, // 33: outbox.v1.AdminService.ListDeadLetters:input_type -> outbox.v1.ListDeadLettersRequest
+	22, // 34: outbox.v1.AdminService.AddDeadLetter:input_type -> outbox.v1.AddDeadLetterRequest
+	24, // 35: outbox.v1.AdminService.OperateAggregate:input_type -> outbox.v1.OperateAggregateRequest
+	26, // 36: outbox.v1.AdminService.ListInDoubtTransactions:input_type -> outbox.v1.ListInDoubtTransactionsRequest
+	29, // 37: outbox.v1.AdminService.DecideTransaction:input_type -> outbox.v1.DecideTransactionRequest
+	31, // 38: outbox.v1.AdminService.CheckTransaction:input_type -> outbox.v1.CheckTransactionRequest
+	33, // 39: outbox.v1.AdminService.ConfirmFailover:input_type -> outbox.v1.ConfirmFailoverRequest
+	6,  // 40: outbox.v1.AdminService.ListSources:output_type -> outbox.v1.ListSourcesResponse
+	8,  // 41: outbox.v1.AdminService.GetSource:output_type -> outbox.v1.GetSourceResponse
+	10, // 42: outbox.v1.AdminService.ApplySource:output_type -> outbox.v1.ApplySourceResponse
+	12, // 43: outbox.v1.AdminService.DeleteSource:output_type -> outbox.v1.DeleteSourceResponse
+	14, // 44: outbox.v1.AdminService.ListShards:output_type -> outbox.v1.ListShardsResponse
+	17, // 45: outbox.v1.AdminService.ListBlockedAggregates:output_type -> outbox.v1.ListBlockedAggregatesResponse
+	20, // 46: outbox.v1.AdminService.ListDeadLetters:output_type -> outbox.v1.ListDeadLettersResponse
+	23, // 47: outbox.v1.AdminService.AddDeadLetter:output_type -> outbox.v1.AddDeadLetterResponse
+	25, // 48: outbox.v1.AdminService.OperateAggregate:output_type -> outbox.v1.OperateAggregateResponse
+	27, // 49: outbox.v1.AdminService.ListInDoubtTransactions:output_type -> outbox.v1.ListInDoubtTransactionsResponse
+	30, // 50: outbox.v1.AdminService.DecideTransaction:output_type -> outbox.v1.DecideTransactionResponse
+	32, // 51: outbox.v1.AdminService.CheckTransaction:output_type -> outbox.v1.CheckTransactionResponse
+	34, // 52: outbox.v1.AdminService.ConfirmFailover:output_type -> outbox.v1.ConfirmFailoverResponse
+	40, // [40:53] is the sub-list for method output_type
+	27, // [27:40] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_outbox_v1_admin_service_proto_init() }
@@ -2642,15 +2862,17 @@ func file_outbox_v1_admin_service_proto_init() {
 	if File_outbox_v1_admin_service_proto != nil {
 		return
 	}
+	file_outbox_v1_event_proto_init()
 	file_outbox_v1_outbox_service_proto_init()
 	file_outbox_v1_transaction_proto_init()
+	file_outbox_v1_admin_service_proto_msgTypes[19].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outbox_v1_admin_service_proto_rawDesc), len(file_outbox_v1_admin_service_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   30,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

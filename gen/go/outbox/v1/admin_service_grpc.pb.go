@@ -26,6 +26,7 @@ const (
 	AdminService_ListShards_FullMethodName              = "/outbox.v1.AdminService/ListShards"
 	AdminService_ListBlockedAggregates_FullMethodName   = "/outbox.v1.AdminService/ListBlockedAggregates"
 	AdminService_ListDeadLetters_FullMethodName         = "/outbox.v1.AdminService/ListDeadLetters"
+	AdminService_AddDeadLetter_FullMethodName           = "/outbox.v1.AdminService/AddDeadLetter"
 	AdminService_OperateAggregate_FullMethodName        = "/outbox.v1.AdminService/OperateAggregate"
 	AdminService_ListInDoubtTransactions_FullMethodName = "/outbox.v1.AdminService/ListInDoubtTransactions"
 	AdminService_DecideTransaction_FullMethodName       = "/outbox.v1.AdminService/DecideTransaction"
@@ -57,6 +58,11 @@ type AdminServiceClient interface {
 	ListBlockedAggregates(ctx context.Context, in *ListBlockedAggregatesRequest, opts ...grpc.CallOption) (*ListBlockedAggregatesResponse, error)
 	// ListDeadLetters lists dead letters, oldest first.
 	ListDeadLetters(ctx context.Context, in *ListDeadLettersRequest, opts ...grpc.CallOption) (*ListDeadLettersResponse, error)
+	// AddDeadLetter stores an event as a dead letter without ever trying to publish it: what somebody who takes over another
+	// outbox finds there and cannot publish. Listed, redriven and discarded like any other. Idempotent by (source,
+	// transaction_id), as OutboxService.Publish, and sources may call it for themselves.
+	// ALREADY_EXISTS: the id was used with other content. INVALID_ARGUMENT: not even a dead letter can be made of it.
+	AddDeadLetter(ctx context.Context, in *AddDeadLetterRequest, opts ...grpc.CallOption) (*AddDeadLetterResponse, error)
 	// OperateAggregate asks the holder of the aggregate's shard to redrive, skip or discard. It returns once the holder has
 	// done it, or with done = false at the deadline: the request stays and will be done.
 	// NOT_FOUND: the aggregate has nothing to operate on.
@@ -155,6 +161,16 @@ func (c *adminServiceClient) ListDeadLetters(ctx context.Context, in *ListDeadLe
 	return out, nil
 }
 
+func (c *adminServiceClient) AddDeadLetter(ctx context.Context, in *AddDeadLetterRequest, opts ...grpc.CallOption) (*AddDeadLetterResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AddDeadLetterResponse)
+	err := c.cc.Invoke(ctx, AdminService_AddDeadLetter_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminServiceClient) OperateAggregate(ctx context.Context, in *OperateAggregateRequest, opts ...grpc.CallOption) (*OperateAggregateResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(OperateAggregateResponse)
@@ -229,6 +245,11 @@ type AdminServiceServer interface {
 	ListBlockedAggregates(context.Context, *ListBlockedAggregatesRequest) (*ListBlockedAggregatesResponse, error)
 	// ListDeadLetters lists dead letters, oldest first.
 	ListDeadLetters(context.Context, *ListDeadLettersRequest) (*ListDeadLettersResponse, error)
+	// AddDeadLetter stores an event as a dead letter without ever trying to publish it: what somebody who takes over another
+	// outbox finds there and cannot publish. Listed, redriven and discarded like any other. Idempotent by (source,
+	// transaction_id), as OutboxService.Publish, and sources may call it for themselves.
+	// ALREADY_EXISTS: the id was used with other content. INVALID_ARGUMENT: not even a dead letter can be made of it.
+	AddDeadLetter(context.Context, *AddDeadLetterRequest) (*AddDeadLetterResponse, error)
 	// OperateAggregate asks the holder of the aggregate's shard to redrive, skip or discard. It returns once the holder has
 	// done it, or with done = false at the deadline: the request stays and will be done.
 	// NOT_FOUND: the aggregate has nothing to operate on.
@@ -277,6 +298,9 @@ func (UnimplementedAdminServiceServer) ListBlockedAggregates(context.Context, *L
 }
 func (UnimplementedAdminServiceServer) ListDeadLetters(context.Context, *ListDeadLettersRequest) (*ListDeadLettersResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListDeadLetters not implemented")
+}
+func (UnimplementedAdminServiceServer) AddDeadLetter(context.Context, *AddDeadLetterRequest) (*AddDeadLetterResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AddDeadLetter not implemented")
 }
 func (UnimplementedAdminServiceServer) OperateAggregate(context.Context, *OperateAggregateRequest) (*OperateAggregateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method OperateAggregate not implemented")
@@ -440,6 +464,24 @@ func _AdminService_ListDeadLetters_Handler(srv interface{}, ctx context.Context,
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_AddDeadLetter_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AddDeadLetterRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).AddDeadLetter(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_AddDeadLetter_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).AddDeadLetter(ctx, req.(*AddDeadLetterRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AdminService_OperateAggregate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(OperateAggregateRequest)
 	if err := dec(in); err != nil {
@@ -564,6 +606,10 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListDeadLetters",
 			Handler:    _AdminService_ListDeadLetters_Handler,
+		},
+		{
+			MethodName: "AddDeadLetter",
+			Handler:    _AdminService_AddDeadLetter_Handler,
 		},
 		{
 			MethodName: "OperateAggregate",

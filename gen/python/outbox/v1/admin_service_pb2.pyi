@@ -2,6 +2,7 @@ import datetime
 
 from buf.validate import validate_pb2 as _validate_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from outbox.v1 import event_pb2 as _event_pb2
 from outbox.v1 import outbox_service_pb2 as _outbox_service_pb2
 from outbox.v1 import transaction_pb2 as _transaction_pb2
 from google.protobuf.internal import containers as _containers
@@ -257,6 +258,40 @@ class DeadLetter(_message.Message):
     since: _timestamp_pb2.Timestamp
     payload_bytes: int
     def __init__(self, source: _Optional[str] = ..., transaction_id: _Optional[bytes] = ..., event_id: _Optional[bytes] = ..., topic: _Optional[str] = ..., aggregate_type: _Optional[str] = ..., aggregate_id: _Optional[str] = ..., event_type: _Optional[str] = ..., shard: _Optional[int] = ..., error: _Optional[str] = ..., attempts: _Optional[int] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., payload_bytes: _Optional[int] = ...) -> None: ...
+
+class AddDeadLetterRequest(_message.Message):
+    __slots__ = ("source", "transaction_id", "event_id", "topic", "aggregate_type", "aggregate_id", "event_type", "key", "payload", "content_type", "headers", "error", "attempts")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
+    EVENT_ID_FIELD_NUMBER: _ClassVar[int]
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATE_ID_FIELD_NUMBER: _ClassVar[int]
+    EVENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    HEADERS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    transaction_id: bytes
+    event_id: bytes
+    topic: str
+    aggregate_type: str
+    aggregate_id: str
+    event_type: str
+    key: bytes
+    payload: bytes
+    content_type: str
+    headers: _containers.RepeatedCompositeFieldContainer[_event_pb2.Header]
+    error: str
+    attempts: int
+    def __init__(self, source: _Optional[str] = ..., transaction_id: _Optional[bytes] = ..., event_id: _Optional[bytes] = ..., topic: _Optional[str] = ..., aggregate_type: _Optional[str] = ..., aggregate_id: _Optional[str] = ..., event_type: _Optional[str] = ..., key: _Optional[bytes] = ..., payload: _Optional[bytes] = ..., content_type: _Optional[str] = ..., headers: _Optional[_Iterable[_Union[_event_pb2.Header, _Mapping]]] = ..., error: _Optional[str] = ..., attempts: _Optional[int] = ...) -> None: ...
+
+class AddDeadLetterResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class OperateAggregateRequest(_message.Message):
     __slots__ = ("source", "aggregate_type", "aggregate_id", "action", "reason")

@@ -72,6 +72,11 @@ class AdminServiceStub:
                 request_serializer=outbox_dot_v1_dot_admin__service__pb2.ListDeadLettersRequest.SerializeToString,
                 response_deserializer=outbox_dot_v1_dot_admin__service__pb2.ListDeadLettersResponse.FromString,
                 _registered_method=True)
+        self.AddDeadLetter = channel.unary_unary(
+                '/outbox.v1.AdminService/AddDeadLetter',
+                request_serializer=outbox_dot_v1_dot_admin__service__pb2.AddDeadLetterRequest.SerializeToString,
+                response_deserializer=outbox_dot_v1_dot_admin__service__pb2.AddDeadLetterResponse.FromString,
+                _registered_method=True)
         self.OperateAggregate = channel.unary_unary(
                 '/outbox.v1.AdminService/OperateAggregate',
                 request_serializer=outbox_dot_v1_dot_admin__service__pb2.OperateAggregateRequest.SerializeToString,
@@ -151,6 +156,16 @@ class AdminServiceServicer:
 
     def ListDeadLetters(self, request, context):
         """ListDeadLetters lists dead letters, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddDeadLetter(self, request, context):
+        """AddDeadLetter stores an event as a dead letter without ever trying to publish it: what somebody who takes over another
+        outbox finds there and cannot publish. Listed, redriven and discarded like any other. Idempotent by (source,
+        transaction_id), as OutboxService.Publish, and sources may call it for themselves.
+        ALREADY_EXISTS: the id was used with other content. INVALID_ARGUMENT: not even a dead letter can be made of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -236,6 +251,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ListDeadLetters,
                     request_deserializer=outbox_dot_v1_dot_admin__service__pb2.ListDeadLettersRequest.FromString,
                     response_serializer=outbox_dot_v1_dot_admin__service__pb2.ListDeadLettersResponse.SerializeToString,
+            ),
+            'AddDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddDeadLetter,
+                    request_deserializer=outbox_dot_v1_dot_admin__service__pb2.AddDeadLetterRequest.FromString,
+                    response_serializer=outbox_dot_v1_dot_admin__service__pb2.AddDeadLetterResponse.SerializeToString,
             ),
             'OperateAggregate': grpc.unary_unary_rpc_method_handler(
                     servicer.OperateAggregate,
@@ -455,6 +475,33 @@ class AdminService:
             '/outbox.v1.AdminService/ListDeadLetters',
             outbox_dot_v1_dot_admin__service__pb2.ListDeadLettersRequest.SerializeToString,
             outbox_dot_v1_dot_admin__service__pb2.ListDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outbox.v1.AdminService/AddDeadLetter',
+            outbox_dot_v1_dot_admin__service__pb2.AddDeadLetterRequest.SerializeToString,
+            outbox_dot_v1_dot_admin__service__pb2.AddDeadLetterResponse.FromString,
             options,
             channel_credentials,
             insecure,
