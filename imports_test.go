@@ -20,19 +20,20 @@ const module = "github.com/outbox-platform/outbox"
 var imports = map[string][]string{
 	"gen/…":            {"gen/…"},
 	"migrations":       {},
+	"internal/fault":   {},
 	"embedded/…":       {"embedded/…"},
-	"store":            {},
+	"store":            {"internal/fault"},
 	"store/storetest":  {"store", "migrations", "embedded/…"},
-	"server":           {"store", "gen/…"},
-	"server/resolver":  {"store", "gen/…"},
-	"relay":            {"store"},
+	"server":           {"store", "gen/…", "internal/fault"},
+	"server/resolver":  {"store", "gen/…", "internal/fault"},
+	"relay":            {"store", "internal/fault"},
 	"relay/relaytest":  {"relay", "store"},
-	"relay/kafka":      {"relay", "store"},
+	"relay/kafka":      {"relay", "store", "internal/fault"},
 	"client":           {"gen/…"},
 	"client/pgxoutbox": {"client", "client/internal/sourcedb", "gen/…"},
 	"client/sqloutbox": {"client", "client/internal/sourcedb", "gen/…"},
 
-	"client/internal/sourcedb":     {"client", "gen/…"},
+	"client/internal/sourcedb":     {"client", "gen/…", "internal/fault"},
 	"client/internal/fakeplatform": {"gen/…"}, // for tests only
 
 	"cmd/outbox":       {"…"},

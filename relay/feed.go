@@ -3,6 +3,7 @@ package relay
 import (
 	"time"
 
+	"github.com/outbox-platform/outbox/internal/fault"
 	"github.com/outbox-platform/outbox/store"
 )
 
@@ -110,6 +111,9 @@ func (c *core) decided(s *shard, k store.Key, state store.State, now time.Time) 
 	for e := t.events; e != nil; {
 		next := e.nextInTxn
 		e.state, e.decidedAt, e.txn, e.nextInTxn = state, now, nil, nil
+		if fault.Mutant("M6") && state == store.Committed { // whose Commit comes first is first
+			e.aggregate.overtake(e)
+		}
 		if a := e.aggregate; a.head() == e && !a.touched {
 			a.touched = true
 			touched = append(touched, a)

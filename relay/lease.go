@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/outbox-platform/outbox/internal/fault"
 	"github.com/outbox-platform/outbox/store"
 )
 
@@ -124,6 +125,7 @@ func (r *Relay) takeOver(lease store.Lease, attempt time.Time) {
 	s := r.core.acquire(lease.Shard, lease.Epoch, lease.Checkpoint)
 	s.trustUntil = attempt.Add(r.cfg.trust())
 	s.renewAt = attempt.Add(r.cfg.RenewEvery)
+	fault.Point("relay.after-acquire")
 	r.log.Info("shard acquired", "shard", s.number, "epoch", s.epoch, "position", lease.Position.String())
 	if r.stopping {
 		r.drain(s, r.now())
@@ -191,6 +193,7 @@ func (r *Relay) inherit(t *tenure, h *inheritance, err error) {
 		r.lease.toLoad = append(r.lease.toLoad, t)
 		return
 	}
+	fault.Point("relay.after-takeover")
 	r.metrics.takeovers.Inc()
 	r.log.Info("shard taken over", "shard", s.number, "epoch", s.epoch, "position", s.cursor.String(),
 		"pend", len(h.pend), "parked", len(h.parked), "dead_queues", len(h.deadQueues))

@@ -3,6 +3,8 @@ package relay
 import (
 	"errors"
 	"time"
+
+	"github.com/outbox-platform/outbox/internal/fault"
 )
 
 const (
@@ -29,6 +31,14 @@ func (r *Relay) deliver(now time.Time) {
 		}
 		s := e.shard
 		e.delivery = Delivery{Record: BuildRecord(c.sources[e.rec.Key.Source], s.number, s.epoch, &e.rec), Opaque: e}
+		fault.Point("relay.before-deliver")
+		if fault.Mutant("M3") { // handed over is published
+			d := &Delivery{Record: e.delivery.Record}
+			if r.sink.Deliver(d) == nil {
+				r.takeReport(e, 0, 0, nil, now)
+				continue
+			}
+		}
 		err := r.sink.Deliver(&e.delivery)
 		if err == nil {
 			continue
@@ -55,7 +65,9 @@ func (r *Relay) takeReports(d *Delivery) {
 			r.sinkClosed()
 			return
 		}
-		r.takeReport(d.Opaque.(*event), d.Partition, d.Offset, d.Err, now)
+		if e, ours := d.Opaque.(*event); ours || !fault.Mutant("M3") {
+			r.takeReport(e, d.Partition, d.Offset, d.Err, now)
+		}
 		if n == deliverAtOnce {
 			return
 		}
@@ -76,6 +88,7 @@ func (r *Relay) sinkClosed() {
 // takeReport takes what became of one event, and returns the class of the failure, 0 for none.
 func (r *Relay) takeReport(e *event, partition int32, offset int64, err error, now time.Time) Class {
 	if err == nil {
+		fault.Point("relay.after-ack")
 		r.metrics.acknowledged(e, now)
 		r.core.report(e, partition, offset, nil, now)
 		return 0

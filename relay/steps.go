@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/outbox-platform/outbox/internal/fault"
 	"github.com/outbox-platform/outbox/store"
 )
 
@@ -71,7 +72,9 @@ func (r *Relay) startSteps(now time.Time) {
 	r.access(func(ctx context.Context) func() {
 		ctx, cancel := context.WithTimeout(ctx, ioTimeout)
 		defer cancel()
+		fault.Point("relay.before-step")
 		fenced, err := r.st.Steps(ctx, r.cfg.LeaseTTL, steps)
+		fault.Point("relay.after-step")
 		return func() {
 			l.running = false
 			r.takeSteps(fenced, err, now)

@@ -9,12 +9,14 @@ import (
 	"time"
 
 	"buf.build/go/protovalidate"
+	"github.com/google/uuid"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
 	outboxv1 "github.com/outbox-platform/outbox/gen/go/outbox/v1"
+	"github.com/outbox-platform/outbox/internal/fault"
 	"github.com/outbox-platform/outbox/store"
 )
 
@@ -160,6 +162,9 @@ func (v *validator) publish(c *call, req *outboxv1.PublishRequest, src *source, 
 		}
 	}
 	c.key(store.KindPublish, src, req.GetTransactionId())
+	if fault.Mutant("M11") { // every call is a new one
+		c.request.Key.Transaction = store.TransactionID(uuid.New())
+	}
 	return v.events(c, req.GetEvents(), src, topics)
 }
 

@@ -3,9 +3,12 @@ package store
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/outbox-platform/outbox/internal/fault"
 )
 
 // Step is one fenced write of a shard's holder: its checkpoint together with every change of parked, dead_letter and
@@ -106,7 +109,12 @@ func queueCheckpoints(b *pgx.Batch, ttl time.Duration, steps []*Step, written ma
 		xids[i], seqs[i], oldest[i] = c.Position.XID, c.Position.Seq, c.Oldest
 		pend[i], offsets[i] = notNil(c.Pend), notNil(c.Offsets)
 	}
-	b.Queue(checkpointSQL, shards, epochs, xids, seqs, oldest, pend, offsets, ttl).Query(func(rows pgx.Rows) error {
+	sql := checkpointSQL
+	if fault.Mutant("M4") { // whoever writes is believed
+		sql = strings.ReplaceAll(sql, " AND s.epoch = u.epoch AND s.holder <> '' AND (u.xid, u.seq) >= (s.xid, s.seq)", "")
+		sql = strings.ReplaceAll(sql, "(u.xid, u.seq) < (s.xid, s.seq)", "false")
+	}
+	b.Queue(sql, shards, epochs, xids, seqs, oldest, pend, offsets, ttl).Query(func(rows pgx.Rows) error {
 		var shard int16
 		var backwards bool
 		_, err := pgx.ForEachRow(rows, []any{&shard, &backwards}, func() error {

@@ -10,6 +10,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/outbox-platform/outbox/internal/fault"
 )
 
 // contentionTries is how often a batch is sent again after a deadlock or serialization failure. Sorted keys make these
@@ -124,11 +126,13 @@ func (a *appender) attempt(ctx context.Context, requests []*Request) error {
 		return err
 	}
 	a.batch.build(requests)
+	fault.Point("writer.before-append")
 	stale, err := a.execute(ctx)
 	if err != nil {
 		return storeError("appending a batch", err)
 	}
 	a.w.cfg.OnBatch(len(requests), started.Sub(oldest), a.w.now().Sub(started))
+	fault.Point("writer.after-append")
 	won, lost := a.batch.split(stale)
 	a.w.accept(won, lost)
 	return nil
@@ -179,6 +183,9 @@ func (a *appender) connect(ctx context.Context) error {
 	a.conn = conn
 	if a.append, err = conn.PgConn().Prepare(ctx, "append", appendSQL, nil); err == nil {
 		a.resolve, err = conn.PgConn().Prepare(ctx, "resolve", resolveSQL, nil)
+	}
+	if err == nil && fault.Mutant("M7") { // acknowledged before it is flushed
+		_, err = conn.Exec(ctx, "SET synchronous_commit = off")
 	}
 	if err != nil {
 		a.disconnect(ctx)

@@ -12,6 +12,8 @@ import (
 
 	ck "github.com/confluentinc/confluent-kafka-go/v2/kafka"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/outbox-platform/outbox/internal/fault"
 )
 
 // Config of a Sink. The zero value of every field but Brokers means its default.
@@ -218,6 +220,9 @@ func (c Config) producer(solo bool) ck.ConfigMap {
 	})
 	if solo {
 		m["batch.num.messages"] = 1
+	}
+	if fault.Mutant("M8") {
+		m["partitioner"] = "consistent_random"
 	}
 	return m
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	outboxv1 "github.com/outbox-platform/outbox/gen/go/outbox/v1"
+	"github.com/outbox-platform/outbox/internal/fault"
 	"github.com/outbox-platform/outbox/store"
 )
 
@@ -333,6 +334,7 @@ func (r *Resolver) decide(l *lane, it *item, a answer) {
 	l.mu.Unlock()
 	req := decision(a, r.name)
 	req.Done = func(_ *store.Request, ans store.Answer) { r.decided(l, it, a, ans.Err) }
+	fault.Point("resolver.before-decision")
 	if err := r.writer.Submit(req); err != nil {
 		l.retry(it)
 	}

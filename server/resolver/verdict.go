@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	outboxv1 "github.com/outbox-platform/outbox/gen/go/outbox/v1"
+	"github.com/outbox-platform/outbox/internal/fault"
 	"github.com/outbox-platform/outbox/store"
 )
 
@@ -189,6 +190,8 @@ func judge(ctx context.Context, q queryer, sql string, t store.Parked, s *sighti
 		switch {
 		case err != nil:
 			return found(t.Database, s, unknown, "asking for its status: "+err.Error())
+		case future && fault.Mutant("M1"):
+			return found(t.Database, s, inProgress, "")
 		case future && last:
 			// Asked again and still in the future: no running transaction has it, and none with this marker ever will.
 			return found(t.Database, s, aborted, "its xid was lost in a crash of the database")
@@ -215,6 +218,12 @@ func judge(ctx context.Context, q queryer, sql string, t store.Parked, s *sighti
 
 // rule decides what one snapshot can decide. ask: only pg_xact_status can tell more.
 func rule(d *store.DatabaseTransaction, s *sighting) (f finding, ask bool) {
+	if fault.Mutant("M1") && s.ended { // the xid decides
+		return found(d, s, map[string]outcome{"committed": committed, "aborted": aborted}[s.status], ""), false
+	}
+	if fault.Mutant("M12") && s.standby { // a standby is as good as its primary
+		s.standby, s.timeline = false, d.Timeline
+	}
 	switch {
 	case s.standby:
 		return found(d, s, unknown, "the database asked is a standby"), false
@@ -236,6 +245,8 @@ func rule(d *store.DatabaseTransaction, s *sighting) (f finding, ask bool) {
 	}
 	switch {
 	case s.ended:
+		return found(d, s, aborted, ""), false
+	case s.givenOut && fault.Mutant("M2"): // it had its time
 		return found(d, s, aborted, ""), false
 	case s.givenOut:
 		return found(d, s, inProgress, ""), false

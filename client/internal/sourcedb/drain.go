@@ -14,6 +14,7 @@ import (
 
 	"github.com/outbox-platform/outbox/client"
 	outboxv1 "github.com/outbox-platform/outbox/gen/go/outbox/v1"
+	"github.com/outbox-platform/outbox/internal/fault"
 )
 
 // drainSQL reads the oldest spilled requests: so many of them as fit into a bound of bytes, and at least one.
@@ -237,6 +238,7 @@ func (d *Database) settle(ctx context.Context, q Queryer, rows []*spilledRow) er
 	if len(drained) == 0 {
 		return nil
 	}
+	fault.Point("client.after-drain")
 	if _, err := q.Exec(ctx, drainedSQL, drained); err != nil {
 		return fmt.Errorf("clearing drained requests: %w", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/outbox-platform/outbox/client"
+	"github.com/outbox-platform/outbox/internal/fault"
 )
 
 // markSQL writes the marker and reads, in the same round trip, what ties it to its transaction. It is a plain INSERT: a
@@ -79,7 +80,7 @@ func writeMark(ctx context.Context, q Queryer, id uuid.UUID, database string, kn
 	switch {
 	case m.sync == "off":
 		return nil, client.ErrAsyncCommit
-	case !m.topLevel:
+	case !m.topLevel && !fault.Mutant("M9"):
 		return nil, client.ErrSavepoint
 	}
 	m.tx = client.DatabaseTransaction{

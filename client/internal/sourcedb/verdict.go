@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/outbox-platform/outbox/client"
+	"github.com/outbox-platform/outbox/internal/fault"
 )
 
 // verdictSQL judges many transactions in one snapshot: "has it ended?" and "is its marker there?" must not be asked at two
@@ -133,6 +134,8 @@ func judge(ctx context.Context, q Queryer, t client.CheckTransaction, s sighting
 		switch {
 		case err != nil:
 			return verdict(t, s, client.OutcomeUnknown, "asking for its status: "+err.Error())
+		case future && fault.Mutant("M1"):
+			return verdict(t, s, client.OutcomeInProgress, "")
 		case future && last:
 			// Asked again and still in the future: no running transaction has it, and none with this marker ever will.
 			return verdict(t, s, client.OutcomeAborted, "its xid was lost in a crash of the database")
@@ -158,6 +161,9 @@ func judge(ctx context.Context, q Queryer, t client.CheckTransaction, s sighting
 // rule decides what one snapshot can decide. ask: only pg_xact_status can tell more.
 func rule(t client.CheckTransaction, s sighting) (v client.Verdict, ask bool) {
 	d := t.Database
+	if fault.Mutant("M1") && s.ended { // the xid decides
+		return verdict(t, s, map[string]client.Outcome{"committed": client.OutcomeCommitted, "aborted": client.OutcomeAborted}[s.status], ""), false
+	}
 	switch {
 	case s.standby:
 		return verdict(t, s, client.OutcomeUnknown, "the database asked is a standby"), false
