@@ -50,7 +50,7 @@ func (s *Store) checkServer(ctx context.Context, conn *pgx.Conn) (server, error)
 	if err := found.usable(s.cfg.Unsafe); err != nil {
 		return server{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	shards, made, err := controlOf(ctx, conn)
+	shards, made, timeline, err := controlOf(ctx, conn)
 	if err != nil {
 		return server{}, err
 	}
@@ -58,13 +58,18 @@ func (s *Store) checkServer(ctx context.Context, conn *pgx.Conn) (server, error)
 		return server{}, fmt.Errorf("%w: another store answers at its address: made in cluster %d with %d shards, now in %d; this process knows %d shards",
 			ErrUnavailable, made, shards, found.systemIdentifier, s.shardCount)
 	}
+	if timeline != found.timeline {
+		if err := noteTimeline(ctx, conn, found.timeline); err != nil {
+			return server{}, err
+		}
+	}
 	return found, nil
 }
 
-// controlOf reads what was fixed when the schema was made.
-func controlOf(ctx context.Context, conn *pgx.Conn) (shards int, made uint64, err error) {
-	err = conn.QueryRow(ctx, `SELECT shards, system_identifier::text::xid8 FROM outbox.control`).Scan(&shards, &made)
-	return shards, made, storeError("reading outbox.control", err)
+// controlOf reads what was fixed when the schema was made, and on which timeline the store was last.
+func controlOf(ctx context.Context, conn *pgx.Conn) (shards int, made uint64, timeline string, err error) {
+	err = conn.QueryRow(ctx, `SELECT shards, system_identifier::text::xid8, timeline FROM outbox.control`).Scan(&shards, &made, &timeline)
+	return shards, made, timeline, storeError("reading outbox.control", err)
 }
 
 // bound makes sure that a call ends even if the server stops answering without closing the connection: the server's own

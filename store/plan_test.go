@@ -150,6 +150,8 @@ func exercise(t *testing.T, w *world) []session {
 	_, err = relay.ClaimInDoubt(ctx, 10, time.Minute)
 	no(err)
 	no(relay.RecordAnswer(ctx, []store.Key{k}, "IN_PROGRESS", time.Minute))
+	_, err = relay.Memories(ctx, []store.Key{k}, time.Minute)
+	no(err)
 
 	operator := w.openOne()
 	_, err = operator.Transaction(ctx, k)

@@ -14,8 +14,8 @@ import (
 // The revisions of the schema that this package works with. A range, so that binaries and schema can be rolled out in any
 // order; migrations.Revision lies in it.
 const (
-	oldestRevision = 1
-	newestRevision = 1
+	oldestRevision = 2
+	newestRevision = 2
 )
 
 // Config says how to reach the store. The zero value of a field means its default.
@@ -100,7 +100,7 @@ func (s *Store) check(ctx context.Context) error {
 	if err := checkRevision(ctx, conn.Conn()); err != nil {
 		return err
 	}
-	shards, made, err := controlOf(ctx, conn.Conn())
+	shards, made, _, err := controlOf(ctx, conn.Conn())
 	if err != nil {
 		return err
 	}

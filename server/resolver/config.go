@@ -14,6 +14,7 @@ type Config struct {
 	MaxQueued      int           `name:"max-queued" default:"20000" help:"Transactions of one source database that are remembered; the rest stays in the store."`
 	RunningBackoff time.Duration `name:"running-backoff" default:"5s" help:"Longest pause before a transaction that is still running is asked about again."`
 	UnknownBackoff time.Duration `name:"unknown-backoff" default:"30s" help:"Longest pause before one that nobody could answer for is."`
+	MarkerRetention time.Duration `name:"marker-retention" default:"1h" help:"Shortest time for which SDKs keep the markers of acknowledged transactions. After a failover of the store a missing marker of one that was prepared half as long ago proves nothing."`
 }
 
 // withDefaults fills in what is not stated.
@@ -34,6 +35,7 @@ func (c Config) withDefaults() Config {
 	n(&c.MaxQueued, 20000)
 	d(&c.RunningBackoff, 5*time.Second)
 	d(&c.UnknownBackoff, 30*time.Second)
+	d(&c.MarkerRetention, time.Hour)
 	return c
 }
 
@@ -43,6 +45,7 @@ func (c Config) Validate() error {
 	for name, v := range map[string]int64{
 		"interval": int64(c.Interval), "claim-limit": int64(c.ClaimLimit), "ask-timeout": int64(c.AskTimeout),
 		"max-queued": int64(c.MaxQueued), "running-backoff": int64(c.RunningBackoff), "unknown-backoff": int64(c.UnknownBackoff),
+		"marker-retention": int64(c.MarkerRetention),
 	} {
 		if v < 0 {
 			errs = append(errs, fmt.Errorf("%s must not be negative: %d", name, v))

@@ -176,6 +176,7 @@ type answer struct {
 	reason     string
 	evidence   string
 	naiveWrong bool
+	over       bool // it is on record as decided: there is nothing to write
 }
 
 // round asks about a batch both ways, decides what is conclusive as soon as it is, and puts off the rest.
@@ -194,7 +195,10 @@ func (l *lane) round(ctx context.Context, batch []*item) {
 	}
 	rest := make([]*item, 0, len(batch))
 	for _, it := range batch {
-		if a, ok := best[it.parked.Key]; !ok || !conclusive(a.outcome) {
+		switch a, ok := best[it.parked.Key]; {
+		case ok && a.over:
+			l.drop(it)
+		case !ok || !conclusive(a.outcome):
 			rest = append(rest, it)
 		}
 	}
@@ -209,6 +213,7 @@ func settles(o outcome) bool { return conclusive(o) || o == inProgress }
 // inquire asks both ways at once, calls decide for the first conclusive answer about each transaction, and returns the
 // best ones. It does not wait for the slower way once everything is answered; that one ends by itself, in time.
 func (l *lane) inquire(ctx context.Context, parked []store.Parked, decide func(answer)) map[store.Key]answer {
+	l.resolver.know(ctx, l.key.source)
 	replies := make(chan []answer, 2)
 	ways := 0
 	begin := func(way func(context.Context) []answer) {
@@ -229,7 +234,7 @@ func (l *lane) inquire(ctx context.Context, parked []store.Parked, decide func(a
 		if settled == len(parked) {
 			break
 		}
-		for _, a := range <-replies {
+		for _, a := range l.resolver.remember(ctx, parked, <-replies) {
 			old, have := best[a.key]
 			if have && (conclusive(old.outcome) || !settles(a.outcome)) {
 				continue
@@ -238,7 +243,7 @@ func (l *lane) inquire(ctx context.Context, parked []store.Parked, decide func(a
 				settled++
 			}
 			best[a.key] = a
-			if conclusive(a.outcome) && decide != nil {
+			if conclusive(a.outcome) && !a.over && decide != nil {
 				decide(a)
 			}
 		}

@@ -40,7 +40,7 @@ func (r *Resolver) Check(ctx context.Context, transaction store.Parked) (*outbox
 		return resp, nil
 	}
 	resp.Outcome, resp.Reason, resp.Evidence, resp.Method = best.outcome, best.reason, best.evidence, best.method
-	if !conclusive(best.outcome) {
+	if !conclusive(best.outcome) || best.over {
 		return resp, nil
 	}
 	_, err := r.writer.Do(ctx, decision(best, r.name))
@@ -100,6 +100,7 @@ func (r *Resolver) failOver(ctx context.Context, q queryer, concerned []store.Pa
 	if err != nil {
 		return &PreconditionError{Why: err.Error()}
 	}
+	answers := make([]answer, 0, len(concerned))
 	for _, t := range concerned {
 		f := seen[t.Key]
 		a := answer{key: t.Key, method: methodDirect, outcome: f.outcome, evidence: f.evidence, naiveWrong: f.naiveWrong}
@@ -107,10 +108,15 @@ func (r *Resolver) failOver(ctx context.Context, q queryer, concerned []store.Pa
 			a.method, a.outcome = methodOperator, aborted
 			a.evidence = confirmed(f.evidence, reason)
 		}
-		switch a.outcome {
-		case committed:
+		answers = append(answers, a)
+	}
+	for _, a := range r.remember(ctx, concerned, answers) {
+		switch {
+		case a.over:
+			continue
+		case a.outcome == committed:
 			resp.Committed++
-		case aborted:
+		case a.outcome == aborted:
 			resp.Aborted++
 		default:
 			resp.Undecided++

@@ -21,6 +21,8 @@ const (
 	claimLease = 30 * time.Second
 	// sourcesAge is how old what is known of sources gets.
 	sourcesAge = 2 * time.Second
+	// unknownPause bounds how often the sources are read because one is not known: it may have been deleted.
+	unknownPause = 100 * time.Millisecond
 	// hurryPause bounds how often one source database's back-off starts anew: sessions may come back by the thousand.
 	hurryPause = time.Second
 	// countPause is how often what is in doubt is counted for metrics.
@@ -55,6 +57,7 @@ type Resolver struct {
 	ctx     context.Context //nolint:containedctx // the lanes' life; nil: not running
 	lanes   map[laneKey]*lane
 	sources map[int32]store.Source
+	looked  time.Time             // when the sources were read last because one was not known
 	hurried map[laneKey]time.Time // when each was hurried last
 	hurries map[laneKey]struct{}  // to be hurried
 	opened  map[string][]string   // sources whose sessions came back, with the databases they can answer for
@@ -164,6 +167,23 @@ func (r *Resolver) readSources(ctx context.Context) error {
 	defer r.mu.Unlock()
 	r.sources = sources
 	return nil
+}
+
+// know reads the sources when this one is not known yet: it may have been registered a moment ago.
+func (r *Resolver) know(ctx context.Context, source int32) {
+	r.mu.Lock()
+	_, known := r.sources[source]
+	wait := time.Since(r.looked) < unknownPause
+	if !known && !wait {
+		r.looked = time.Now()
+	}
+	r.mu.Unlock()
+	if known || wait {
+		return
+	}
+	if err := r.readSources(ctx); err != nil && ctx.Err() == nil {
+		r.log.Warn("reading the sources; it is tried again", "error", err)
+	}
 }
 
 // sourceName is a source's name; "" when it is not known, or not any more.

@@ -15,9 +15,11 @@ import (
 )
 
 // markSQL writes the marker and reads, in the same round trip, what ties it to its transaction. It is a plain INSERT: a
-// conflict must kill the transaction. Types are cast to those that every driver scans the same way.
+// conflict must kill the transaction. created_at is the time of the statement: markers are kept for a time that has to run from
+// about Prepare, not from the BEGIN of a transaction that may take hours. Types are cast to those that every driver scans the
+// same way.
 const markSQL = `
-INSERT INTO outbox_marker (id) VALUES ($1)
+INSERT INTO outbox_marker (id, created_at) VALUES ($1, clock_timestamp())
 RETURNING pg_current_xact_id()::text::bigint,
           pg_postmaster_start_time(),
           current_database()::text,
