@@ -28,6 +28,7 @@ type cli struct {
 	Aggregate   aggregateCmd   `cmd:"" group:"operate" help:"Aggregates that cannot go on by themselves."`
 	Deadletter  deadletterCmd  `cmd:"" group:"operate" help:"Events that were set aside after a permanent failure."`
 	Verify      verifyCmd      `cmd:"" group:"operate" help:"Check every invariant of the stored state."`
+	Import      importCmd      `cmd:"" group:"operate" help:"Take over, once, what a service's own outbox table holds unpublished."`
 	Doctor      doctorCmd      `cmd:"" group:"operate" help:"Which modes are safe on a source database, and why."`
 	MarkerDDL   markerDDLCmd   `cmd:"" name:"marker-ddl" group:"other" help:"Print the marker table of a source database."`
 	Bench       benchCmd       `cmd:"" group:"other" help:"Measure against what a team would write instead."`
