@@ -1,10 +1,8 @@
 package pgxoutbox
 
 import (
-	"github.com/jackc/pgx/v5/pgxpool"
-
 	"github.com/outbox-platform/outbox/client/internal/sourcedb"
 )
 
-// NewQueryer lends a pool to the protocol, for tests that come between its statements.
-func NewQueryer(p *pgxpool.Pool) sourcedb.Queryer { return queryer{p} }
+// NewQueryer lends a pool or a transaction to the protocol, for tests that come between its statements.
+func NewQueryer(s statements) sourcedb.Queryer { return queryer{s} }

@@ -265,3 +265,21 @@ func TestStandbyFailoverAndConfirmation(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// Asked in a transaction whose snapshot is older than the commit, the rules do not take "no marker" for ABORTED.
+func TestOldSnapshot(t *testing.T) {
+	w := newWorld(t)
+	s := w.source("orders", w.sourceDatabase(), "")
+	a := s.begin()
+	tx, err := s.conn.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // it changed nothing
+	if _, err := tx.Exec(t.Context(), "SELECT count(*) FROM outbox_marker"); err != nil {
+		t.Fatal(err)
+	}
+	a.commit()
+	says(t, a.judge(tx), inProgress, "just now")
+	says(t, a.judge(s.conn), committed, "")
+}

@@ -37,10 +37,17 @@ type Cluster struct {
 // NewCluster starts a server for this test alone, to be killed and restarted. It ends with the test.
 func NewCluster(t testing.TB, opts ...Option) *Cluster {
 	t.Helper()
-	c, err := startCluster(collect(opts).settings)
+	o := collect(opts)
+	c, err := startCluster(o.version, "", o.settings)
 	if err != nil {
 		t.Fatal("storetest: starting a PostgreSQL of its own:", err)
 	}
+	c.stopWith(t)
+	return c
+}
+
+// stopWith stops the server with the test.
+func (c *Cluster) stopWith(t testing.TB) {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), stopTimeout)
 		defer cancel()
@@ -48,10 +55,10 @@ func NewCluster(t testing.TB, opts ...Option) *Cluster {
 			t.Error("storetest: stopping PostgreSQL:", err)
 		}
 	})
-	return c
 }
 
-func startCluster(settings map[string]string) (*Cluster, error) {
+// startCluster starts a server. version "": of the environment. dir "": a temporary one.
+func startCluster(version, dir string, settings map[string]string) (*Cluster, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	// Prepared transactions and many connections are there for tests that need them.
@@ -61,7 +68,7 @@ func startCluster(settings map[string]string) (*Cluster, error) {
 	}
 	maps.Copy(all, settings)
 	server, err := postgres.Start(ctx, postgres.Config{
-		Version: os.Getenv(VersionEnv), Settings: all,
+		Version: cmp.Or(version, os.Getenv(VersionEnv)), Dir: dir, Settings: all,
 		Log: func(line string) { fmt.Fprintln(os.Stderr, "storetest:", line) },
 	})
 	if err != nil {

@@ -60,7 +60,7 @@ func sharedCluster(t testing.TB) *Cluster {
 		t.Fatal("storetest: the package needs: func TestMain(m *testing.M) { storetest.Main(m) }")
 	}
 	if shared.cluster == nil && shared.err == nil {
-		shared.cluster, shared.err = startCluster(nil)
+		shared.cluster, shared.err = startCluster("", "", nil)
 	}
 	if shared.err != nil {
 		t.Fatal("storetest: no PostgreSQL, and tests of the store need one:", shared.err)

@@ -9,6 +9,7 @@ type options struct {
 	shards   int
 	empty    bool
 	settings map[string]string
+	version  string
 	config   func(*store.Config)
 }
 
@@ -22,6 +23,9 @@ func WithoutSchema() Option { return func(o *options) { o.empty = true } }
 func WithSettings(settings map[string]string) Option {
 	return func(o *options) { o.settings = settings }
 }
+
+// WithVersion sets the major version of PostgreSQL. For NewCluster only.
+func WithVersion(version string) Option { return func(o *options) { o.version = version } }
 
 // WithConfig changes how the store is opened. The DSN is set already.
 func WithConfig(change func(*store.Config)) Option { return func(o *options) { o.config = change } }
