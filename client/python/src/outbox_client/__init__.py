@@ -4,7 +4,10 @@ Most services use it through outbox_client.sqlalchemy, outbox_client.asyncpg, ou
 package holds what they share: the clients, the event and the typed errors. It imports no database.
 """
 
+from outbox_client._client import ForkError
+from outbox_client.aio import AsyncOutboxClient
 from outbox_client.alarm import Alarm, AlarmKind
+from outbox_client.client import OutboxClient
 from outbox_client.config import TLS, Config, ConfigError
 from outbox_client.errors import (
     AlreadyDecidedError,
@@ -29,6 +32,9 @@ from outbox_client.errors import (
 from outbox_client.event import Event
 from outbox_client.ids import id_time, new_id
 from outbox_client.marker import MARKER_DDL
+from outbox_client.stats import Stats
+from outbox_client.transaction import DatabaseTransaction, EventStatus, Mode, State, Transaction
+from outbox_client.upkeep import Upkeep
 from outbox_client.version import VERSION
 
 __version__ = VERSION
@@ -40,25 +46,35 @@ __all__ = [
     "AlarmKind",
     "AlreadyDecidedError",
     "AsyncCommitError",
+    "AsyncOutboxClient",
     "CallError",
     "ClosedError",
     "Config",
     "ConfigError",
+    "DatabaseTransaction",
     "DeniedError",
     "Event",
+    "EventStatus",
     "ExhaustedError",
     "FieldViolation",
+    "ForkError",
     "IdReusedError",
     "InvalidError",
+    "Mode",
     "MustSpillError",
     "NoTransactionError",
+    "OutboxClient",
     "OutboxError",
     "OutcomeUnknownError",
     "Reason",
     "SavepointError",
+    "State",
+    "Stats",
+    "Transaction",
     "TransactionError",
     "UnavailableError",
     "UnknownTransactionError",
+    "Upkeep",
     "id_time",
     "new_id",
 ]

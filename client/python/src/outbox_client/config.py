@@ -98,7 +98,9 @@ class Config:
                 raise ConfigError(f"{name} is {getattr(self, name)}, not a time in seconds")
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None, *, prefix: str = "OUTBOX_", **settings: object) -> Config:
+    def from_env(
+        cls, environ: Mapping[str, str] | None = None, *, prefix: str = "OUTBOX_", **settings: object
+    ) -> Config:
         """Reads the configuration from environment variables; settings given here go before them.
 
         OUTBOX_ADDRESS (default 127.0.0.1:7070), OUTBOX_SOURCE, OUTBOX_TLS, OUTBOX_TLS_CA, OUTBOX_TLS_CERT, OUTBOX_TLS_KEY (files),
@@ -171,7 +173,7 @@ def _tls_from_env(env: Mapping[str, str], prefix: str) -> TLS | None:
             except OSError as e:
                 raise ConfigError(f"{variable}: {e}") from e
     wanted = _parse(prefix + "TLS", env.get(prefix + "TLS") or "false", bool)
-    return TLS(**files) if files or wanted else None
+    return TLS(files.get("ca"), files.get("cert"), files.get("key")) if files or wanted else None
 
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}

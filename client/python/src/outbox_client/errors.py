@@ -128,7 +128,9 @@ class AsyncCommitError(TransactionError):
     """synchronous_commit is off: a crash could lose the transaction after its events were published."""
 
     def __init__(self) -> None:
-        super().__init__("synchronous_commit is off; a crash could lose the transaction after its events were published")
+        super().__init__(
+            "synchronous_commit is off; a crash could lose the transaction after its events were published"
+        )
 
 
 class MustSpillError(TransactionError):

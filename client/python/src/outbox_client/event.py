@@ -6,12 +6,11 @@ import datetime
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Union
 
 from outbox_client._gen.outbox.v1 import event_pb2
 from outbox_client.ids import new_id
 
-Headers = Union[Mapping[str, Union[str, bytes]], Sequence[tuple[str, Union[str, bytes]]]]
+Headers = Mapping[str, str | bytes] | Sequence[tuple[str, str | bytes]]
 """Headers of a record: a mapping, or pairs where names repeat. Text becomes UTF-8."""
 
 TRACE_HEADERS = ("traceparent", "tracestate")

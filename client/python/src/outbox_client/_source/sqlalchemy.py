@@ -1,0 +1,151 @@
+"""Connections of upkeep through SQLAlchemy."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, TextClause, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from outbox_client._source.driver import Row, named, names
+
+T = TypeVar("T")
+
+
+@lru_cache(maxsize=64)
+def _text(sql: str) -> TextClause:
+    return text(named(sql, ":p{}"))
+
+
+def statement(sql: str, args: Sequence[Any]) -> tuple[TextClause, dict[str, Any]]:
+    """Turns a statement of the protocol into SQLAlchemy's, with its parameters."""
+    return _text(sql), names(args)
+
+
+class AsyncConnector:
+    """Connects as an AsyncEngine does, but with a pool for each event loop, so that no loop gets another one's connection."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._own: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncEngine] = weakref.WeakKeyDictionary()
+
+    async def connect(self) -> _AsyncConnection:
+        """See driver.Connector."""
+        loop = asyncio.get_running_loop()
+        own = self._own.get(loop)
+        if own is None:
+            e = self._engine.sync_engine
+            own = self._own[loop] = AsyncEngine(Engine(e.pool.recreate(), e.dialect, e.url))
+        c = await own.connect()
+        return _AsyncConnection(await c.execution_options(isolation_level="AUTOCOMMIT"))
+
+    async def close(self) -> None:
+        """See driver.Connector."""
+        own = self._own.pop(asyncio.get_running_loop(), None)
+        if own is not None:
+            await own.dispose()
+
+
+class _AsyncConnection:
+    def __init__(self, c: AsyncConnection) -> None:
+        self._c = c
+
+    async def fetch(self, sql: str, *args: Any) -> Sequence[Row]:
+        return (await self._c.execute(*statement(sql, args))).all()
+
+    async def execute(self, sql: str, *args: Any) -> int:
+        return (await self._c.execute(*statement(sql, args))).rowcount
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        await self._c.commit()  # ends what SQLAlchemy calls a transaction in autocommit mode
+        await self._c.execution_options(isolation_level="READ COMMITTED")
+        try:
+            async with self._c.begin():
+                yield
+        finally:
+            await self._c.execution_options(isolation_level="AUTOCOMMIT")
+
+    async def close(self) -> None:
+        try:
+            await self._c.invalidate()
+            await self._c.close()
+        except Exception:
+            pass  # it is gone
+
+
+class SyncConnector:
+    """Connects with an Engine, in threads of its own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def connect(self) -> _SyncConnection:
+        """See driver.Connector."""
+        thread = ThreadPoolExecutor(1, thread_name_prefix="outbox-upkeep")
+        try:
+            c = await asyncio.get_running_loop().run_in_executor(
+                thread, lambda: self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            )
+        except BaseException:
+            thread.shutdown(wait=False)
+            raise
+        return _SyncConnection(c, thread)
+
+    async def close(self) -> None:
+        """See driver.Connector."""
+
+
+class _SyncConnection:
+    """A connection that is used in one thread."""
+
+    def __init__(self, c: Connection, thread: ThreadPoolExecutor) -> None:
+        self._c, self._thread = c, thread
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def fetch(self, sql: str, *args: Any) -> Sequence[Row]:
+        return await self._run(lambda: self._c.execute(*statement(sql, args)).all())
+
+    async def execute(self, sql: str, *args: Any) -> int:
+        return await self._run(lambda: self._c.execute(*statement(sql, args)).rowcount)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        def begin() -> None:
+            self._c.commit()  # ends what SQLAlchemy calls a transaction in autocommit mode
+            self._c.execution_options(isolation_level="READ COMMITTED")
+            self._c.begin()
+
+        def end(commit: bool) -> None:
+            if commit:
+                self._c.commit()
+            else:
+                self._c.rollback()
+            self._c.execution_options(isolation_level="AUTOCOMMIT")
+
+        await self._run(begin)
+        try:
+            yield
+        except BaseException:
+            await self._run(lambda: end(False))
+            raise
+        await self._run(lambda: end(True))
+
+    async def close(self) -> None:
+        def close() -> None:
+            try:
+                self._c.invalidate()
+                self._c.close()
+            except Exception:
+                pass  # it is gone
+
+        await self._run(close)
+        self._thread.shutdown(wait=False)
