@@ -18,6 +18,9 @@ var (
 	// ErrMustSpill: requests of earlier transactions wait in the database, spilled while the platform was away. Prepared now,
 	// this one would overtake them, and spilling is not allowed for it. Try again when they are drained.
 	ErrMustSpill = errors.New("outbox: earlier requests wait in the database, and this transaction may not spill behind them")
+	// ErrFence: the database cannot make a transaction id durable before COMMIT, which mode XID_FENCED rests on: it is older than
+	// PostgreSQL 17. Use the marker table (ModeMarker, client.MarkerDDL).
+	ErrFence = errors.New("outbox: mode XID_FENCED needs PostgreSQL 17 or newer; use mode MARKER with its table (client.MarkerDDL)")
 	// ErrManaged: Commit or Rollback was called on a transaction that InTx ends.
 	ErrManaged = errors.New("outbox: InTx ends this transaction; return nil to commit and an error to roll back")
 )

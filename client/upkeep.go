@@ -4,6 +4,9 @@ import "time"
 
 // Upkeep configures what happens in the background for a registered database. Zero values are the defaults.
 type Upkeep struct {
+	// Mode says how the decision of this database's transactions is found out. Default ModeMarker. ModeXIDFenced needs PostgreSQL
+	// 17 and no table: there is nowhere to spill to, so transactions fail while the platform is away, and nothing to clean up.
+	Mode Mode
 	// MarkerRetention is how long a marker stays after its Commit was acknowledged. It must not be less than the platform's.
 	// Default 1 h.
 	MarkerRetention time.Duration

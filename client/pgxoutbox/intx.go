@@ -30,10 +30,13 @@ type Options struct {
 	TxOptions pgx.TxOptions
 	// Spill is the policy for times when the platform is away.
 	Spill Spill
+	// Mode says how the decision is found out: client.ModeMarker, or client.ModeXIDFenced, which needs PostgreSQL 17, no table, and
+	// never spills. Zero: as the database is registered, else ModeMarker.
+	Mode client.Mode
 }
 
 func (o Options) shared() sourcedb.Options {
-	return sourcedb.Options{Database: o.Database, Spill: o.Spill}
+	return sourcedb.Options{Database: o.Database, Spill: o.Spill, Mode: o.Mode}
 }
 
 // Beginner begins transactions: a *pgxpool.Pool, *pgxpool.Conn or *pgx.Conn.
@@ -76,7 +79,7 @@ func (tx *Tx) Rollback(context.Context) error { return client.ErrManaged }
 //   - client.IsInvalid, client.IsDenied: the platform refuses the events; rolled back.
 //   - client.IsUnavailable: the platform is away and spilling is not allowed; rolled back.
 //   - client.ErrMustSpill: it would overtake spilled requests, and spilling is not allowed; rolled back.
-//   - client.ErrSavepoint, client.ErrAsyncCommit: not safe to prepare; rolled back.
+//   - client.ErrSavepoint, client.ErrAsyncCommit, client.ErrFence: not safe to prepare; rolled back.
 //   - *client.OutcomeUnknownError: COMMIT was sent and not answered. The events are published if it took effect.
 //   - Errors of the database, for example serialization failures, wrapped; rolled back. Retry loops around InTx are fine: every
 //     attempt gets an id of its own.

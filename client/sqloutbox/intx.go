@@ -29,10 +29,13 @@ type Options struct {
 	TxOptions *sql.TxOptions
 	// Spill is the policy for times when the platform is away.
 	Spill Spill
+	// Mode says how the decision is found out: client.ModeMarker, or client.ModeXIDFenced, which needs PostgreSQL 17, no table, and
+	// never spills. Zero: as the database is registered, else ModeMarker.
+	Mode client.Mode
 }
 
 func (o Options) shared() sourcedb.Options {
-	return sourcedb.Options{Database: o.Database, Spill: o.Spill}
+	return sourcedb.Options{Database: o.Database, Spill: o.Spill, Mode: o.Mode}
 }
 
 // Beginner begins transactions: a *sql.DB or a *sql.Conn.
@@ -75,7 +78,7 @@ func (tx *Tx) Rollback() error { return client.ErrManaged }
 //   - client.IsInvalid, client.IsDenied: the platform refuses the events; rolled back.
 //   - client.IsUnavailable: the platform is away and spilling is not allowed; rolled back.
 //   - client.ErrMustSpill: it would overtake spilled requests, and spilling is not allowed; rolled back.
-//   - client.ErrSavepoint, client.ErrAsyncCommit: not safe to prepare; rolled back.
+//   - client.ErrSavepoint, client.ErrAsyncCommit, client.ErrFence: not safe to prepare; rolled back.
 //   - *client.OutcomeUnknownError: COMMIT was sent and not answered. The events are published if it took effect.
 //   - Errors of the database, for example serialization failures, wrapped; rolled back. Retry loops around InTx are fine: every
 //     attempt gets an id of its own.

@@ -1,6 +1,7 @@
 package sourcedb
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,8 @@ type Options struct {
 	Database string
 	// Spill is the policy for times when the platform is away.
 	Spill client.Spill
+	// Mode says how the decision is found out. Zero: as the database is registered, else ModeMarker.
+	Mode client.Mode
 }
 
 // Attempt is one attempt of a database transaction that has events. It is used by one goroutine.
@@ -24,6 +27,7 @@ type Attempt struct {
 	c       *client.Client
 	db      *Database // nil: not registered
 	id      uuid.UUID
+	mode    client.Mode
 	spill   bool // allowed
 	mark    *mark
 	token   []byte
@@ -36,20 +40,33 @@ type Attempt struct {
 // NewAttempt returns an attempt with a new id.
 func NewAttempt(c *client.Client, o Options) *Attempt {
 	db, _ := c.Registered(o.Database).(*Database)
-	return &Attempt{c: c, db: db, id: client.NewID(), spill: o.Spill == client.SpillDefault && db != nil}
+	a := &Attempt{c: c, db: db, id: client.NewID(), mode: o.Mode}
+	if a.mode == 0 && db != nil {
+		a.mode = db.upkeep.Mode
+	}
+	a.mode = cmp.Or(a.mode, client.ModeMarker)
+	a.spill = o.Spill == client.SpillDefault && db != nil && a.mode == client.ModeMarker // else there is no table to spill to
+	return a
 }
 
 // ID returns the transaction's id.
 func (a *Attempt) ID() uuid.UUID { return a.id }
 
-// Mark writes the marker.
+// Mark writes the marker, or in mode XID_FENCED makes the transaction's id durable.
 func (a *Attempt) Mark(ctx context.Context, q Queryer, database string) error {
 	var known *identities
 	if a.db != nil {
 		known = &a.db.identities
 	}
-	m, err := writeMark(ctx, q, a.id, database, known)
-	a.mark = m
+	var err error
+	switch a.mode {
+	case client.ModeMarker:
+		a.mark, err = writeMark(ctx, q, a.id, database, known)
+	case client.ModeXIDFenced:
+		a.mark, err = raiseFence(ctx, q, database, known)
+	default:
+		err = fmt.Errorf("outbox: mode %d is not for transactions of a database; use the client's Prepare", a.mode)
+	}
 	return err
 }
 
@@ -89,6 +106,9 @@ func (a *Attempt) Prepare(ctx context.Context, q Queryer, events []client.Event)
 // the marker's own statement has looked at an old snapshot, so a second connection is asked. When it does not answer,
 // spilling is the safe answer.
 func (a *Attempt) mustSpill(ctx context.Context) (bool, error) {
+	if a.mode == client.ModeXIDFenced {
+		return false, nil // nothing can be spilled
+	}
 	if a.mark.fresh() {
 		return a.mark.mustSpill, nil
 	}
@@ -134,7 +154,7 @@ func (a *Attempt) Committed() {
 			return
 		}
 		a.c.CommitLater(a.id, a.token, func(err error) {
-			if err == nil && a.db != nil {
+			if err == nil && a.db != nil && a.mode == client.ModeMarker {
 				a.db.acknowledged(a.id)
 			}
 		})

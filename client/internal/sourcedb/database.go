@@ -23,9 +23,13 @@ func withDefaults(u client.Upkeep) (client.Upkeep, error) {
 			return u, fmt.Errorf("outbox: %s is negative: %v", name, d)
 		}
 	}
+	if u.Mode != 0 && u.Mode != client.ModeMarker && u.Mode != client.ModeXIDFenced {
+		return u, fmt.Errorf("outbox: Mode is %d: a registered database has ModeMarker or ModeXIDFenced", u.Mode)
+	}
 	if u.MaxAcknowledged < 0 {
 		return u, fmt.Errorf("outbox: MaxAcknowledged is negative: %d", u.MaxAcknowledged)
 	}
+	u.Mode = cmp.Or(u.Mode, client.ModeMarker)
 	u.MarkerRetention = cmp.Or(u.MarkerRetention, time.Hour)
 	u.SpillRetention = cmp.Or(u.SpillRetention, 7*24*time.Hour)
 	u.DrainInterval = cmp.Or(u.DrainInterval, time.Second)
@@ -67,6 +71,10 @@ func (d *Database) Check(ctx context.Context, transactions []client.CheckTransac
 
 // Run drains, cleans and tidies until ctx ends.
 func (d *Database) Run(ctx context.Context) error {
+	if d.upkeep.Mode != client.ModeMarker {
+		<-ctx.Done() // there is no table to look after
+		return ctx.Err()
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() { d.drainLoop(ctx) })
 	wg.Go(func() { d.every(ctx, d.upkeep.MarkerRetention/60+time.Second, "deleting markers", d.cleanAll) })

@@ -33,6 +33,19 @@ SELECT p.id,
        pg_current_snapshot()::text
 FROM   unnest($1::text[]::uuid[], $2::text[]::xid8[]) AS p(id, xid)`
 
+// fencedSQL is the same for transactions without a marker (mode XID_FENCED): there may be no table.
+const fencedSQL = `
+SELECT p.id,
+       pg_is_in_recovery(),
+       (SELECT system_identifier FROM pg_control_system()),
+       CASE WHEN pg_is_in_recovery() THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END,
+       (SELECT oid::bigint FROM pg_database WHERE datname = current_database()),
+       0::bigint, false, false,
+       pg_visible_in_snapshot(p.xid, pg_current_snapshot()),
+       CASE WHEN pg_visible_in_snapshot(p.xid, pg_current_snapshot()) THEN pg_xact_status(p.xid) END,
+       pg_current_snapshot()::text
+FROM   unnest($1::text[]::uuid[], $2::text[]::xid8[]) AS p(id, xid)`
+
 // statusSQL is asked alone, one call per xid: an xid in the future is an error (SQLSTATE 22023).
 const statusSQL = `SELECT pg_xact_status($1::text::xid8)`
 
@@ -58,13 +71,25 @@ type sighting struct {
 func Verdicts(ctx context.Context, q Queryer, transactions []client.CheckTransaction) []client.Verdict {
 	out := make([]client.Verdict, 0, len(transactions))
 	for len(transactions) > 0 {
-		n := min(len(transactions), maxVerdicts)
+		n := 1
+		for sql := sqlOf(transactions[0]); n < min(len(transactions), maxVerdicts) && sqlOf(transactions[n]) == sql; {
+			n++
+		}
 		out = append(out, verdicts(ctx, q, transactions[:n])...)
 		transactions = transactions[n:]
 	}
 	return out
 }
 
+// sqlOf is the statement that judges a transaction.
+func sqlOf(t client.CheckTransaction) string {
+	if t.Database.Mode == client.ModeXIDFenced {
+		return fencedSQL
+	}
+	return verdictSQL
+}
+
+// verdicts judges transactions of one statement.
 func verdicts(ctx context.Context, q Queryer, transactions []client.CheckTransaction) []client.Verdict {
 	seen, err := look(ctx, q, transactions)
 	out := make([]client.Verdict, 0, len(transactions))
@@ -89,7 +114,7 @@ func look(ctx context.Context, q Queryer, transactions []client.CheckTransaction
 		ids = append(ids, t.ID.String())
 		xids = append(xids, strconv.FormatUint(t.Database.XID, 10))
 	}
-	rows, err := q.Query(ctx, verdictSQL, ids, xids)
+	rows, err := q.Query(ctx, sqlOf(transactions[0]), ids, xids)
 	if err != nil {
 		return nil, err
 	}

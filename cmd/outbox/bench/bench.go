@@ -39,6 +39,7 @@ type Cmd struct {
 	SourceConns  int           `help:"Connections to the source database, at most." default:"64"`
 	History      int           `help:"Transactions of history in the store before the run." default:"0"`
 	Runs         int           `help:"Deaths at each step (kill only)." default:"200"`
+	Resolver     string        `help:"Who finds out (kill only): another instance, the platform itself, or one after the other." enum:"all,check-back,direct" default:"all"`
 	HoldXID      bool          `help:"Keep a transaction with an xid open in the store's PostgreSQL for the whole run." name:"hold-xid"`
 
 	Broker    string `help:"Which broker to start: apache (real, needs Java and Maven), fake (in Go), or auto: fake for the workload kill." enum:"auto,apache,fake" default:"auto"`

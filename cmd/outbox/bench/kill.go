@@ -30,6 +30,8 @@ const (
 	killPatience = 30 * time.Second
 	// killUnheard is when a transaction that may never have arrived is called unknown. It is asked about again later.
 	killUnheard = time.Second
+	// killAll is the --resolver that means every one.
+	killAll = "all"
 )
 
 func (c *Cmd) validateKill() error {
@@ -54,6 +56,7 @@ type killRun struct {
 	db       *pgxpool.Pool // the truth
 	topic    string
 	runs     int
+	only     string // resolver
 	numbers  uint64
 	arrivals *arrivals
 	say      func(string, ...any)
@@ -70,7 +73,7 @@ func (c *Cmd) runKill(ctx context.Context, out io.Writer, say func(string, ...an
 	if err != nil {
 		return err
 	}
-	k := &killRun{s: s, db: s.sourcePool, runs: o.Runs, arrivals: &arrivals{count: map[uint64]int{}}, say: say}
+	k := &killRun{s: s, db: s.sourcePool, runs: o.Runs, only: o.Resolver, arrivals: &arrivals{count: map[uint64]int{}}, say: say}
 	p := killPrinter{w: out, json: asJSON}
 	return errors.Join(k.run(ctx, &p), s.close(context.WithoutCancel(ctx)))
 }
@@ -126,6 +129,9 @@ func (k *killRun) all(ctx context.Context, p *killPrinter) error {
 	}
 	var everything []died
 	for _, r := range killResolvers {
+		if k.only != killAll && k.only != string(r) {
+			continue
+		}
 		err := k.resolver(ctx, r, func(step killStep, deaths []death) error {
 			everything = append(everything, died{step, deaths})
 			return p.print(killResultOf(step, r, deaths))
