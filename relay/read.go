@@ -24,7 +24,14 @@ type readLoop struct {
 	running bool
 	at      time.Time // of the next read of all shards
 	pause   time.Duration
+	// began is when the last read began, and rest the end of the pause that every read is followed by, whatever asks for the
+	// next one: the longer a read takes, the longer it pays to let more come together.
+	began   time.Time
+	rest    time.Time
 	hinted  store.ShardSet // to be read now
+	// hintedAt is when a hint came last: where a server of this process tells of its events, all shards are read for those
+	// of other servers only, and less often.
+	hintedAt time.Time
 	// late are shards of which a hint came and nothing was there: what it told of was read before, or an older batch on its
 	// way hides it. They are read again, ever later, until all shards are.
 	late      store.ShardSet
@@ -35,12 +42,25 @@ type readLoop struct {
 	failing   bool
 }
 
-// takeHints makes a read of the shards that are ours due at once.
+// restFactor is how many times as long as a read took the pause after it is, PollMax at most. Of an idle machine's reads
+// nobody waits for more than a few hundred microseconds; where everything competes for the processors, reads become
+// fewer and larger, and so do the requests to Kafka.
+const restFactor = 2
+
+// hintedPause is how many times as long the pause between reads of all shards is while hints come; hintsLast after the
+// last one they are believed to have ended.
+const (
+	hintedPause = 5
+	hintsLast   = 100 * time.Millisecond
+)
+
+// takeHints makes a read of the shards that are ours due, as soon as the last read's rest is over.
 func (r *Relay) takeHints() {
 	hints := store.ShardSet(r.hints.Swap(0))
 	if hints == 0 {
 		return
 	}
+	r.read.hintedAt = time.Now()
 	for _, s := range r.core.shards {
 		if hints.Has(s.number) {
 			r.read.hinted = r.read.hinted.Add(s.number)
@@ -57,18 +77,21 @@ func (l *readLoop) wake(r *Relay, next *time.Time) {
 		if !s.reading() {
 			continue
 		}
-		earlier(next, l.at)
+		earlier(next, later(l.at, l.rest))
 		if l.hinted.Has(s.number) {
-			earlier(next, time.Time{})
+			earlier(next, l.rest)
 		}
 		if l.late.Has(s.number) {
-			earlier(next, l.lateAt)
+			earlier(next, later(l.lateAt, l.rest))
 		}
 	}
 }
 
 // due returns what to read now: all shards, some, or none.
 func (l *readLoop) due(now time.Time) (of store.ShardSet, all bool) {
+	if now.Before(l.rest) {
+		return 0, false
+	}
 	if !now.Before(l.at) {
 		l.hinted, l.late, l.latePause = 0, 0, 0
 		return ^store.ShardSet(0), true
@@ -107,7 +130,7 @@ func (r *Relay) startRead(now time.Time) {
 		return
 	}
 	limit := max(l.limit, 1)
-	l.running = true
+	l.running, l.began = true, now
 	reader := l.reader
 	r.access(func(ctx context.Context) func() {
 		ctx, cancel := context.WithTimeout(ctx, ioTimeout)
@@ -156,6 +179,7 @@ func (r *Relay) takeSegments(shards []*shard, all bool, segments []store.Segment
 		r.log.Info("reading the log again")
 	}
 	l.horizon = l.reader.Horizon()
+	l.rest = now.Add(min(restFactor*now.Sub(l.began), r.cfg.PollMax))
 	bytes, full := 0, false
 	var empty store.ShardSet
 	for _, s := range shards {
@@ -201,10 +225,13 @@ func (r *Relay) takeSegments(shards []*shard, all bool, segments []store.Segment
 		return
 	case full:
 		l.pause = r.cfg.PollMin
-		l.at = now
+		l.at, l.rest = now, now
 		return
 	case len(segments) > 0:
 		l.pause = r.cfg.PollMin
+		if now.Sub(l.hintedAt) < hintsLast {
+			l.pause = min(hintedPause*r.cfg.PollMin, r.cfg.PollMax)
+		}
 	default:
 		l.pause = min(max(2*l.pause, r.cfg.PollMin), r.cfg.PollMax)
 	}

@@ -22,7 +22,7 @@ type Config struct {
 	LeaseTTL time.Duration
 	// RenewEvery is how often leases are renewed and the relays counted. Default 1 s.
 	RenewEvery time.Duration
-	// CheckpointEvery is the least time between two steps. Default 20 ms.
+	// CheckpointEvery is the least time between two steps. Default 50 ms.
 	CheckpointEvery time.Duration
 	// ParkAfter is how long an undecided event at the head of its aggregate stays in memory before it is parked, and may be
 	// asked about. Default 500 ms.
@@ -58,7 +58,7 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	set(&c.LeaseTTL, 5*time.Second)
 	set(&c.RenewEvery, time.Second)
-	set(&c.CheckpointEvery, 20*time.Millisecond)
+	set(&c.CheckpointEvery, 50*time.Millisecond)
 	set(&c.ParkAfter, 500*time.Millisecond)
 	set(&c.ParkFollowerAfter, 50*time.Millisecond)
 	set(&c.MemoryBytes, 64<<20)
@@ -314,6 +314,13 @@ func earlier(next *time.Time, t time.Time) {
 	if t.Before(*next) {
 		*next = t
 	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
 }
 
 // every is something that is done again and again, one at a time.

@@ -65,9 +65,12 @@ type WriterConfig struct {
 	MaxBatchBytes  int           // bytes in a batch. Default 1 MiB
 	SecondWriterAt int           // queue length at which a second batch is put in flight beside the first. Default 64
 	MaxWait        time.Duration // how long a request is tried while the store is away before ErrUnavailable. Default 5 s
-	// OnAppend is told after each batch to which shards it appended: the hint for relays of the same process. It must not
-	// block.
-	OnAppend func(ShardSet)
+	// DecisionWait is how long a client's own Commit or Abort may wait for a prepare to share its batch. It does so only
+	// while prepares come at least twice as often. Default 1 ms; negative: never.
+	DecisionWait time.Duration
+	// OnDecided is told after each batch of which shards something was decided, published or aborted: the hint for relays
+	// of the same process. It must not block.
+	OnDecided func(ShardSet)
 	// OnBatch is told the size of each batch and how long its oldest request waited in the queue. For metrics.
 	OnBatch func(requests int, wait, statement time.Duration)
 }
@@ -79,8 +82,9 @@ func (c WriterConfig) withDefaults() WriterConfig {
 	c.MaxBatchBytes = cmp.Or(c.MaxBatchBytes, 1<<20)
 	c.SecondWriterAt = cmp.Or(c.SecondWriterAt, 64)
 	c.MaxWait = cmp.Or(c.MaxWait, 5*time.Second)
-	if c.OnAppend == nil {
-		c.OnAppend = func(ShardSet) {}
+	c.DecisionWait = cmp.Or(c.DecisionWait, time.Millisecond)
+	if c.OnDecided == nil {
+		c.OnDecided = func(ShardSet) {}
 	}
 	if c.OnBatch == nil {
 		c.OnBatch = func(int, time.Duration, time.Duration) {}

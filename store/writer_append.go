@@ -209,13 +209,15 @@ func closeConn(ctx context.Context, conn **pgx.Conn) {
 
 // accept answers the requests of a stored batch that won and hands the others to the look-up.
 func (w *Writer) accept(won, lost []*Request) {
-	var appended ShardSet
+	var decided ShardSet
 	for _, r := range won {
-		appended |= r.enc.shards
+		if r.enc.as != KindPrepare {
+			decided |= r.enc.shards
+		}
 	}
 	w.queue.settle(won, lost, true)
-	if appended != 0 {
-		w.cfg.OnAppend(appended)
+	if decided != 0 {
+		w.cfg.OnDecided(decided)
 	}
 	for _, r := range won {
 		r.finish(nil)

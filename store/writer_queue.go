@@ -27,6 +27,8 @@ type queue struct {
 	work     sync.Cond // an appender may find work, or should end
 	look     sync.Cond // the look-up may find work, or should end
 	ready    ring
+	urgent   int // of ready: those that somebody waits for
+	ride     ride
 	wanting  []*Request
 	heads    map[Key]*Request // the request of each key that is not held
 	inFlight int              // batches
@@ -37,6 +39,7 @@ func (q *queue) init(cfg WriterConfig) {
 	q.maxQueued, q.maxBytes = cfg.MaxQueued, cfg.MaxQueuedBytes
 	q.maxBatch, q.maxBatchBytes, q.secondAt = cfg.MaxBatch, cfg.MaxBatchBytes, cfg.SecondWriterAt
 	q.work.L, q.look.L = &q.mu, &q.mu
+	q.ride.init(q, cfg.DecisionWait)
 	q.heads = make(map[Key]*Request)
 }
 
@@ -60,6 +63,9 @@ func (q *queue) submit(r *Request) error {
 	}
 	q.outstanding.Add(1)
 	q.bytes.Add(r.enc.size)
+	if r.Kind.stores() {
+		q.ride.prepared(r.enc.queued)
+	}
 	if head, busy := q.heads[r.Key]; busy {
 		if head.enc.last == nil {
 			head.enc.next = r
@@ -82,15 +88,26 @@ func (q *queue) put(r *Request) {
 		return
 	}
 	q.ready.push(r)
+	if r.urgent() {
+		q.urgent++
+	}
 	if q.mayTake() {
 		q.work.Signal()
 	}
 }
 
-// mayTake: the second batch is put in flight only when enough wait.
+// mayTake: the second batch is put in flight only when enough wait, and decisions alone only when no prepare is about to
+// come that could take them along.
 func (q *queue) mayTake() bool {
 	n := q.ready.len()
-	return n > 0 && (q.inFlight == 0 || q.inFlight < writersPerProcess && n >= q.secondAt)
+	switch {
+	case n == 0:
+		return false
+	case q.inFlight > 0:
+		return q.inFlight < writersPerProcess && n >= q.secondAt
+	default:
+		return q.urgent > 0 || n >= q.secondAt || q.closing || !q.ride.worthwhile()
+	}
 }
 
 // done: there will never be work again. The lock is held.
@@ -130,10 +147,19 @@ func (q *queue) batch(b []*Request) []*Request {
 		if bytes += r.enc.size; bytes > int64(q.maxBatchBytes) && len(b) > 0 {
 			break
 		}
-		q.ready.pop()
+		q.popReady()
 		b = append(b, r)
 	}
+	q.ride.taken()
 	return b
+}
+
+// popReady takes the first ready request off. The lock is held.
+func (q *queue) popReady() {
+	if q.ready.first().urgent() {
+		q.urgent--
+	}
+	q.ready.pop()
 }
 
 // batchDone ends what take began.
@@ -211,7 +237,7 @@ func (q *queue) expired(now time.Time) []*Request {
 	var late []*Request
 	for q.ready.len() > 0 && now.After(q.ready.first().enc.deadline) {
 		late = append(late, q.ready.first())
-		q.ready.pop()
+		q.popReady()
 	}
 	return late
 }

@@ -663,18 +663,23 @@ func TestRunDrains(t *testing.T) {
 	}
 }
 
-func TestOnAppendNamesTheShardsOfWinners(t *testing.T) {
+func TestOnDecidedNamesTheShardsOfWinners(t *testing.T) {
 	t.Parallel()
 	db := storetest.New(t)
-	var appended atomic.Uint64
-	w := runWriter(t, db.Store, store.WriterConfig{OnAppend: func(s store.ShardSet) { appended.Or(uint64(s)) }})
+	var decided atomic.Uint64
+	w := runWriter(t, db.Store, store.WriterConfig{OnDecided: func(s store.ShardSet) { decided.Or(uint64(s)) }})
 	r := prepare(storetest.Key(1), order("1"), order("2"), order("3"))
 	a := do(t, w, r, nil)
-	if got := store.ShardSet(appended.Swap(0)); got != a.Shards {
+	if got := decided.Swap(0); got != 0 {
+		t.Errorf("told %b of a prepare: there is nothing to deliver", got)
+	}
+	c := &store.Request{Kind: store.KindCommit, Key: storetest.Key(1), Shards: a.Shards}
+	do(t, w, c, nil)
+	if got := store.ShardSet(decided.Swap(0)); got != a.Shards {
 		t.Errorf("told %b, want %b", got, a.Shards)
 	}
-	do(t, w, r, nil)
-	if got := appended.Load(); got != 0 {
+	do(t, w, &store.Request{Kind: store.KindCommit, Key: storetest.Key(1), Shards: a.Shards}, nil)
+	if got := decided.Load(); got != 0 {
 		t.Errorf("told %b of a duplicate", got)
 	}
 }

@@ -22,7 +22,7 @@ type relayFlags struct {
 	Instance            string        `name:"instance" help:"Name of this relay, unique among all. Default: host name, process id and a random part."`
 	LeaseTTL            time.Duration `name:"lease-ttl" default:"5s" help:"How long a shard stays with a relay that does not renew its lease: the longest pause when a machine dies."`
 	RenewEvery          time.Duration `name:"renew-every" default:"1s" help:"How often leases are renewed."`
-	CheckpointEvery     time.Duration `name:"checkpoint-every" default:"20ms" help:"Least time between two checkpoints of a shard."`
+	CheckpointEvery     time.Duration `name:"checkpoint-every" default:"50ms" help:"Least time between two checkpoints of a shard."`
 	ParkAfter           time.Duration `name:"park-after" default:"500ms" help:"How long an undecided head stays in memory before it is parked."`
 	ParkFollowerAfter   time.Duration `name:"park-follower-after" default:"50ms" help:"The same when a later event waits behind it."`
 	MemoryBytes         int64         `name:"memory-bytes" default:"67108864" help:"Bytes of the log kept in memory; beyond it reading waits."`

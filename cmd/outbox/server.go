@@ -105,7 +105,7 @@ func (p *platform) addServer(settings serverSettings) error {
 		return err
 	}
 	if p.relay != nil {
-		config.OnAppend = p.relay.Hint
+		config.OnDecided = p.relay.Hint
 	}
 	p.writer = store.NewWriter(p.store, config)
 	if p.server, err = server.New(settings.Server, p.store, p.writer, p.log, p.registry); err != nil {
