@@ -26,9 +26,9 @@ type readLoop struct {
 	pause   time.Duration
 	// began is when the last read began, and rest the end of the pause that every read is followed by, whatever asks for the
 	// next one: the longer a read takes, the longer it pays to let more come together.
-	began   time.Time
-	rest    time.Time
-	hinted  store.ShardSet // to be read now
+	began  time.Time
+	rest   time.Time
+	hinted store.ShardSet // to be read now
 	// hintedAt is when a hint came last: where a server of this process tells of its events, all shards are read for those
 	// of other servers only, and less often.
 	hintedAt time.Time
@@ -60,7 +60,7 @@ func (r *Relay) takeHints() {
 	if hints == 0 {
 		return
 	}
-	r.read.hintedAt = time.Now()
+	r.read.hintedAt = r.now()
 	for _, s := range r.core.shards {
 		if hints.Has(s.number) {
 			r.read.hinted = r.read.hinted.Add(s.number)
@@ -214,6 +214,9 @@ func (r *Relay) takeSegments(shards []*shard, all bool, segments []store.Segment
 		}
 	}
 	l.adapt(len(segments), bytes, len(shards))
+	if full {
+		l.rest = now
+	}
 	switch {
 	case !all:
 		l.late |= empty
@@ -225,7 +228,7 @@ func (r *Relay) takeSegments(shards []*shard, all bool, segments []store.Segment
 		return
 	case full:
 		l.pause = r.cfg.PollMin
-		l.at, l.rest = now, now
+		l.at = now
 		return
 	case len(segments) > 0:
 		l.pause = r.cfg.PollMin

@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"pgregory.net/rapid"
@@ -319,6 +320,87 @@ func TestQueueTakesWhatFits(t *testing.T) {
 }
 
 // The ring keeps the order whatever is pushed and popped.
+// Decisions wait for the next prepare while prepares come often, but no longer than they may; and not at all else.
+func TestDecisionsRideWithPrepares(t *testing.T) {
+	t.Parallel()
+	n := byte(0)
+	next := func(k Kind) *Request {
+		n++
+		r := &Request{Kind: k, Key: key(n), Shards: 1}
+		if k.stores() {
+			r.Events = []Event{smallEvent("1")}
+		}
+		return encoded(r, 1)
+	}
+	for _, c := range []struct {
+		name     string
+		gap      time.Duration // between prepares before
+		wait     time.Duration // DecisionWait
+		then     *Request      // comes 300 µs after the decision
+		resolved bool          // the decision carries evidence: a resolver waits for it
+		drain    bool
+		after    time.Duration // until the batch is taken
+		size     int
+	}{
+		{"with the next prepare", 200 * time.Microsecond, time.Millisecond, next(KindPrepare), false, false, 300 * time.Microsecond, 2},
+		{"with a publish", 200 * time.Microsecond, time.Millisecond, next(KindPublish), false, false, 300 * time.Microsecond, 2},
+		{"with another decision at the end of the wait", 200 * time.Microsecond, time.Millisecond, next(KindAbort), false, false, time.Millisecond, 2},
+		{"alone at the end of the wait", 200 * time.Microsecond, time.Millisecond, nil, false, false, time.Millisecond, 1},
+		{"at once while prepares are rare", 5 * time.Millisecond, time.Millisecond, next(KindPrepare), false, false, 0, 1},
+		{"at once when it may not wait", 200 * time.Microsecond, -1, next(KindPrepare), false, false, 0, 1},
+		{"at once with evidence", 200 * time.Microsecond, time.Millisecond, next(KindPrepare), true, false, 0, 1},
+		{"at once when the writer ends", 200 * time.Microsecond, time.Millisecond, nil, false, true, 0, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var q queue
+				q.init(WriterConfig{DecisionWait: c.wait}.withDefaults())
+				submit := func(r *Request) {
+					r.enc.queued = time.Now()
+					if err := q.submit(r); err != nil {
+						t.Error(err)
+					}
+				}
+				serve := func() int {
+					b, _ := q.take(nil)
+					q.settle(b, nil, true)
+					q.batchDone()
+					return len(b)
+				}
+				for range 60 {
+					submit(next(KindPrepare))
+					serve()
+					time.Sleep(c.gap)
+				}
+				decision := next(KindCommit)
+				if c.resolved {
+					decision.Resolution = &Resolution{}
+				}
+				begun := time.Now()
+				submit(decision)
+				if c.drain {
+					q.drain()
+				}
+				if c.then != nil {
+					time.AfterFunc(300*time.Microsecond, func() { submit(c.then) })
+				}
+				if size, after := serve(), time.Since(begun); size != c.size || after != c.after {
+					t.Errorf("a batch of %d after %s, want %d after %s", size, after, c.size, c.after)
+				}
+				if !c.drain {
+					time.Sleep(time.Millisecond)
+					for q.outstanding.Load() > 0 {
+						serve()
+					}
+				}
+				if q.urgent != 0 || q.outstanding.Load() != 0 {
+					t.Errorf("in the end %d urgent, %d outstanding", q.urgent, q.outstanding.Load())
+				}
+			})
+		})
+	}
+}
+
 func TestRing(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {

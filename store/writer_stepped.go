@@ -50,6 +50,7 @@ type Row struct {
 // NewSteppedWriter returns a writer of a store with so many shards.
 func NewSteppedWriter(shards int, cfg WriterConfig, backend Backend) *SteppedWriter {
 	s := &SteppedWriter{backend: backend}
+	cfg.DecisionWait = -1 // whoever steps it says when a batch is taken
 	s.w.st, s.w.cfg, s.w.stepped = &Store{shardCount: shards}, cfg.withDefaults(), s
 	s.w.queue.init(s.w.cfg)
 	for range writersPerProcess {

@@ -673,12 +673,11 @@ func TestOnDecidedNamesTheShardsOfWinners(t *testing.T) {
 	if got := decided.Swap(0); got != 0 {
 		t.Errorf("told %b of a prepare: there is nothing to deliver", got)
 	}
-	c := &store.Request{Kind: store.KindCommit, Key: storetest.Key(1), Shards: a.Shards}
-	do(t, w, c, nil)
+	do(t, w, &store.Request{Kind: store.KindCommit, Key: r.Key, Shards: a.Shards}, nil)
 	if got := store.ShardSet(decided.Swap(0)); got != a.Shards {
 		t.Errorf("told %b, want %b", got, a.Shards)
 	}
-	do(t, w, &store.Request{Kind: store.KindCommit, Key: storetest.Key(1), Shards: a.Shards}, nil)
+	do(t, w, &store.Request{Kind: store.KindCommit, Key: r.Key, Shards: a.Shards}, nil)
 	if got := decided.Load(); got != 0 {
 		t.Errorf("told %b of a duplicate", got)
 	}

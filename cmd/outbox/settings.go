@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -80,6 +81,7 @@ type writerSettings struct {
 	MaxBatch       int           `name:"max-batch" default:"512" help:"Calls in one batch."`
 	MaxBatchBytes  int           `name:"max-batch-bytes" default:"1048576" help:"Bytes in one batch."`
 	SecondWriterAt int           `name:"second-writer-at" default:"64" help:"Calls waiting at which a second batch is put in flight beside the first."`
+	DecisionWait   time.Duration `name:"decision-wait" default:"1ms" help:"How long a client's Commit or Abort may wait to share the batch of the next Prepare, while Prepares come often; 0: never."`
 	MaxWait        time.Duration `name:"max-wait" default:"5s" help:"How long a call is tried while the store is away, before UNAVAILABLE."`
 }
 
@@ -100,6 +102,9 @@ func (w writerSettings) config() (store.WriterConfig, error) {
 			errs = append(errs, fmt.Errorf("%s must be positive: %d", v.name, v.value))
 		}
 	}
+	if w.DecisionWait < 0 || w.DecisionWait > longestDecisionWait {
+		errs = append(errs, fmt.Errorf("writer-decision-wait must be between 0 and %s: %s", longestDecisionWait, w.DecisionWait))
+	}
 	if w.MaxBatch > w.MaxQueued {
 		errs = append(errs, fmt.Errorf("writer-max-batch must not be above writer-max-queued: %d > %d", w.MaxBatch, w.MaxQueued))
 	}
@@ -111,9 +116,12 @@ func (w writerSettings) config() (store.WriterConfig, error) {
 	}
 	return store.WriterConfig{
 		MaxQueued: w.MaxQueued, MaxQueuedBytes: w.MaxQueuedBytes, MaxBatch: w.MaxBatch, MaxBatchBytes: w.MaxBatchBytes,
-		SecondWriterAt: w.SecondWriterAt, MaxWait: w.MaxWait,
+		SecondWriterAt: w.SecondWriterAt, MaxWait: w.MaxWait, DecisionWait: cmp.Or(w.DecisionWait, -1),
 	}, nil
 }
+
+// longestDecisionWait: every event waits that long for its Commit.
+const longestDecisionWait = 100 * time.Millisecond
 
 // applyDefaults fills settings with the defaults of the command line.
 func applyDefaults(settings any) error {
