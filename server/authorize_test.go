@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
@@ -167,7 +168,8 @@ func accessRow(t *testing.T, r *running, m protoreflect.MethodDescriptor, prepar
 	}
 	switch err := invoke("ops-secret", "payments"); rules[method] {
 	case accessSourceOrAdmin:
-		if err != nil {
+		// A request that lacks the rest of its fields got past the door, too.
+		if code := status.Code(err); code != codes.OK && code != codes.InvalidArgument {
 			t.Errorf("the platform team: %v", err)
 		}
 	default:
