@@ -1,0 +1,1 @@
+"""Layers that stand in for other libraries."""
