@@ -44,6 +44,9 @@ type ApacheConfig struct {
 	Heap string
 	// Settings are server properties that win over this package's.
 	Settings map[string]string
+	// Advertise, when set, returns the port of 127.0.0.1 that clients are told for the node that listens on one: that of a
+	// proxy in front of it. The other nodes use it too.
+	Advertise func(port int) int
 	// Log receives a line when something takes long, such as the one download. Nil: silent.
 	Log func(line string)
 }
@@ -196,7 +199,11 @@ func awaitLine(ctx context.Context, p *process.Process, log string, from int64) 
 func (a *Apache) Bootstrap() string {
 	addresses := make([]string, len(a.nodes))
 	for i, n := range a.nodes {
-		addresses[i] = net.JoinHostPort("127.0.0.1", strconv.Itoa(n.port))
+		port := n.port
+		if a.config.Advertise != nil {
+			port = a.config.Advertise(port)
+		}
+		addresses[i] = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	}
 	return strings.Join(addresses, ",")
 }

@@ -119,6 +119,10 @@ func (a *Apache) properties(n *node) []byte {
 	for i, other := range a.nodes {
 		voters[i] = fmt.Sprintf("%d@127.0.0.1:%d", i, other.voterTCP)
 	}
+	told := n.port
+	if a.config.Advertise != nil {
+		told = a.config.Advertise(n.port)
+	}
 	replicas, inSync := "1", "1"
 	if len(a.nodes) >= 3 {
 		replicas, inSync = "3", "2"
@@ -128,7 +132,7 @@ func (a *Apache) properties(n *node) []byte {
 		"node.id":                        strconv.Itoa(n.index),
 		"controller.quorum.voters":       strings.Join(voters, ","),
 		"listeners":                      fmt.Sprintf("PLAINTEXT://127.0.0.1:%d,CONTROLLER://127.0.0.1:%d", n.port, n.voterTCP),
-		"advertised.listeners":           fmt.Sprintf("PLAINTEXT://127.0.0.1:%d", n.port),
+		"advertised.listeners":           fmt.Sprintf("PLAINTEXT://127.0.0.1:%d", told),
 		"inter.broker.listener.name":     "PLAINTEXT",
 		"controller.listener.names":      "CONTROLLER",
 		"listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",

@@ -3,6 +3,7 @@ package kafka
 import (
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"strings"
 
@@ -26,6 +27,11 @@ type FakeConfig struct {
 	Topics map[string]int
 	// Settings are broker settings, for instance "message.max.bytes".
 	Settings map[string]string
+	// SyncWrites makes every write reach the disk before it is acknowledged. Only with Dir.
+	SyncWrites bool
+	// Advertise, when set, returns the port of 127.0.0.1 that clients are told for the broker that listens on one: that of a
+	// proxy in front of it.
+	Advertise func(port int) int
 }
 
 // Fake is a cluster of fake brokers in this process. It speaks Kafka's protocol with any client, but replicates nothing.
@@ -57,6 +63,20 @@ func StartFake(config FakeConfig) (*Fake, error) {
 	if config.Dir != "" {
 		options = append(options, kfake.DataDir(config.Dir))
 	}
+	if config.SyncWrites {
+		options = append(options, kfake.SyncWrites())
+	}
+	if config.Advertise != nil {
+		options = append(options, kfake.ListenFn(func(network, address string) (net.Listener, error) {
+			l, err := net.Listen(network, address)
+			if err != nil {
+				return nil, err
+			}
+			at := *l.Addr().(*net.TCPAddr)
+			at.Port = config.Advertise(at.Port)
+			return advertised{l, &at}, nil
+		}))
+	}
 	cluster, err := kfake.NewCluster(options...)
 	if err != nil {
 		return nil, fmt.Errorf("start fake Kafka: %w", err)
@@ -73,6 +93,14 @@ func StartFake(config FakeConfig) (*Fake, error) {
 	}
 	return f, nil
 }
+
+// advertised is a listener that names another address than its own: the fake tells clients what its listener says.
+type advertised struct {
+	net.Listener
+	at net.Addr
+}
+
+func (a advertised) Addr() net.Addr { return a.at }
 
 // Bootstrap lists the brokers' addresses, separated by commas.
 func (f *Fake) Bootstrap() string { return f.bootstrap }
