@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-short cover lint fmt generate check-generated build bench tools clean
+.PHONY: help run test test-short cover robustness robustness-mutants lint fmt generate check-generated build bench tools clean
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GOFILES := $(shell git ls-files --cached --others --exclude-standard '*.go' go.mod go.sum 'migrations/*.sql' 2>/dev/null)
@@ -48,6 +48,31 @@ check-generated: ## Fail when gen/ is not what proto/ says
 
 bench: build ## Measure against what a team would write instead; BENCHFLAGS are those of `outbox bench`
 	bin/outbox bench $(BENCHFLAGS)
+
+# The suite kills processes at points that only builds with the tag failpoints have; mutants exist only with the tag mutant.
+SECONDS ?= 90
+SEED ?= 1
+BROKER ?= kfake
+ROBUSTNESS_LD = -ldflags "-X main.version=$(VERSION) -X main.revision=$(VERSION)"
+
+bin/robustness: $(GOFILES)
+	go build $(ROBUSTNESS_LD) -tags failpoints -o bin/robustness ./test/robustness
+
+bin/outbox-failpoints: $(GOFILES)
+	go build $(ROBUSTNESS_LD) -tags failpoints -o bin/outbox-failpoints ./cmd/outbox
+
+bin/robustness-mutant: $(GOFILES)
+	go build $(ROBUSTNESS_LD) -tags failpoints,mutant -o bin/robustness-mutant ./test/robustness
+
+bin/outbox-mutant: $(GOFILES)
+	go build $(ROBUSTNESS_LD) -tags failpoints,mutant -o bin/outbox-mutant ./cmd/outbox
+
+robustness: bin/robustness bin/outbox-failpoints ## Break everything for SECONDS with SEED (BROKER=apache3: real Kafka) and judge; the last line is the verdict
+	@bin/robustness run --program bin/outbox-failpoints --length $(SECONDS)s --seed $(SEED) \
+		$(patsubst apache%,--apache=%,$(filter apache%,$(BROKER))) $(FLAGS)
+
+robustness-mutants: bin/robustness-mutant bin/outbox-mutant ## Put each of twelve known faults in, see that the suite notices, and write the table into its README
+	@bin/robustness-mutant mutants --program bin/outbox-mutant --readme test/robustness/README.md $(FLAGS)
 
 tools: ## Fetch and build the pinned tools now rather than on first use
 	tools/third-party.sh

@@ -32,6 +32,9 @@ func (c Child) Alive() bool {
 // Signal sends it a signal; an error means that it is gone.
 func (c Child) Signal(s syscall.Signal) error { return syscall.Kill(c.pid, s) }
 
+// PID is its process id.
+func (c Child) PID() int { return c.pid }
+
 // Children lists the living children of a process. Elsewhere than on Linux it knows none.
 func Children(parent int) []Child {
 	entries, err := os.ReadDir("/proc")

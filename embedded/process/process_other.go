@@ -22,6 +22,9 @@ func (c Child) Alive() bool { return syscall.Kill(c.pid, 0) == nil }
 // Signal sends it a signal; an error means that it is gone.
 func (c Child) Signal(s syscall.Signal) error { return syscall.Kill(c.pid, s) }
 
+// PID is its process id.
+func (c Child) PID() int { return c.pid }
+
 // Children lists the living children of a process. Elsewhere than on Linux it knows none.
 func Children(int) []Child { return nil }
 

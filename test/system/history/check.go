@@ -110,13 +110,13 @@ func (c *check) record(r *Record) {
 	e := c.events[r.ID]
 	c.epoch(e, r)
 	if e == nil || e.Topic != r.Topic {
-		c.report.Phantom.addf("%s: no committed event %s on this topic", at(r), r.ID)
+		c.report.Phantom.addf("", "%s: no committed event %s on this topic", at(r), r.ID)
 		return
 	}
 	c.order(e, r)
 	c.content(e, r)
 	if want := c.partition(r); want != r.Partition {
-		c.report.Misplaced.addf("%s: key %q belongs on partition %d of %d", at(r), r.Key, want, c.parts[r.Topic])
+		c.report.Misplaced.addf(e.Aggregate, "%s: key %q belongs on partition %d of %d", at(r), r.Key, want, c.parts[r.Topic])
 	}
 	if e.first == nil {
 		e.first = r
@@ -135,12 +135,12 @@ func (c *check) order(e *event, r *Record) {
 	s := stream{e.Aggregate, r.Topic, r.Partition}
 	highest := c.streams[s]
 	if e.rank > highest+1 {
-		c.report.Reordered.addf("%s: aggregate %s version %d comes before an earlier event of the aggregate on this topic (%d of them were seen)",
+		c.report.Reordered.addf(e.Aggregate, "%s: aggregate %s version %d comes before an earlier event of the aggregate on this topic (%d of them were seen)",
 			at(r), e.Aggregate, e.Version, highest)
 	}
 	// An event that is seen for the first time although a later one was seen came too late.
 	if e.rank <= highest && e.first == nil {
-		c.report.Reordered.addf("%s: aggregate %s version %d comes after a later event of the aggregate", at(r), e.Aggregate, e.Version)
+		c.report.Reordered.addf(e.Aggregate, "%s: aggregate %s version %d comes after a later event of the aggregate", at(r), e.Aggregate, e.Version)
 	}
 	c.streams[s] = max(highest, e.rank)
 }
@@ -150,13 +150,13 @@ func (c *check) order(e *event, r *Record) {
 func (c *check) content(e *event, r *Record) {
 	switch {
 	case r.Payload != e.Payload:
-		c.report.Altered.addf("%s: payload of event %s differs", at(r), e.ID)
+		c.report.Altered.addf(e.Aggregate, "%s: payload of event %s differs", at(r), e.ID)
 	case !bytes.Equal(r.Key, e.Key) || (r.Key == nil) != (e.Key == nil):
-		c.report.Altered.addf("%s: key of event %s is %q, prepared as %q", at(r), e.ID, r.Key, e.Key)
+		c.report.Altered.addf(e.Aggregate, "%s: key of event %s is %q, prepared as %q", at(r), e.ID, r.Key, e.Key)
 	case len(r.Headers) < len(e.Headers) || !slices.Equal(r.Headers[:len(e.Headers)], e.Headers):
-		c.report.Altered.addf("%s: headers of event %s are %v, prepared as %v", at(r), e.ID, r.Headers, e.Headers)
+		c.report.Altered.addf(e.Aggregate, "%s: headers of event %s are %v, prepared as %v", at(r), e.ID, r.Headers, e.Headers)
 	case e.first != nil && !slices.Equal(r.Headers, e.first.Headers):
-		c.report.Altered.addf("%s: headers of event %s are %v, on its first record %v", at(r), e.ID, r.Headers, e.first.Headers)
+		c.report.Altered.addf(e.Aggregate, "%s: headers of event %s are %v, on its first record %v", at(r), e.ID, r.Headers, e.first.Headers)
 	}
 }
 
@@ -169,13 +169,13 @@ func (c *check) epoch(e *event, r *Record) {
 	if !seen || r.Epoch >= highest {
 		return
 	}
-	c.report.Late.addf("%s: written by %d:%d after %d:%d had written", at(r), r.Shard, r.Epoch, r.Shard, highest)
+	c.report.Late.addf("", "%s: written by %d:%d after %d:%d had written", at(r), r.Shard, r.Epoch, r.Shard, highest)
 	if e == nil {
 		return
 	}
 	z := zombie{r.Shard, r.Epoch, e.Aggregate}
 	if c.zombies[z]++; c.zombies[z] > 1 {
-		c.report.Zombie.addf("%s: written by %d:%d after %d:%d had written, and not the first of aggregate %s",
+		c.report.Zombie.addf(e.Aggregate, "%s: written by %d:%d after %d:%d had written, and not the first of aggregate %s",
 			at(r), r.Shard, r.Epoch, r.Shard, highest, e.Aggregate)
 	}
 }
@@ -193,7 +193,7 @@ func (c *check) partition(r *Record) int32 {
 func (c *check) lost(committed []Event) {
 	for _, known := range committed {
 		if e := c.events[known.ID]; e.first == nil {
-			c.report.Lost.addf("event %s, aggregate %s version %d, topic %s", e.ID, e.Aggregate, e.Version, e.Topic)
+			c.report.Lost.addf(e.Aggregate, "event %s, aggregate %s version %d, topic %s", e.ID, e.Aggregate, e.Version, e.Topic)
 		}
 	}
 }
@@ -208,7 +208,7 @@ func (c *check) acrossTopics() {
 				continue
 			}
 			if before != nil && before.Topic != e.Topic && e.first.AppendedAt.Before(before.first.AppendedAt) {
-				c.report.Reordered.addf("aggregate %s: version %d on %s was written %s before version %d on %s",
+				c.report.Reordered.addf(aggregate, "aggregate %s: version %d on %s was written %s before version %d on %s",
 					aggregate, e.Version, at(e.first), before.first.AppendedAt.Sub(e.first.AppendedAt), before.Version, at(before.first))
 			}
 			before = e

@@ -49,12 +49,15 @@ type Repeat struct {
 type Findings struct {
 	Count int
 	First []string
+	// About is the aggregate of each of First; empty when there is none.
+	About []string
 }
 
-func (f *Findings) addf(format string, args ...any) {
+func (f *Findings) addf(about, format string, args ...any) {
 	f.Count++
 	if len(f.First) < shown {
 		f.First = append(f.First, fmt.Sprintf(format, args...))
+		f.About = append(f.About, about)
 	}
 }
 
