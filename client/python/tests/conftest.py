@@ -20,7 +20,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from outbox_client import MARKER_DDL
+from outbox_client import MARKER_DDL, DatabaseTransaction, Event, new_id
+from outbox_client._gen.outbox.v1 import outbox_service_pb2 as pb
+from outbox_client.event import event_to_proto
 from outbox_client.testing import FakePlatform
 
 REPOSITORY = Path(__file__).parents[3]
@@ -54,9 +56,14 @@ class Stack:
 
     def register(self, source: str, **settings: str) -> None:
         """Registers a source that may use every topic."""
-        text = "\n".join([f"name: {source}", 'topics: ["*"]', "record_profile: plain", *(f"{k}: {v}" for k, v in settings.items())])
+        text = "\n".join(
+            [f"name: {source}", 'topics: ["*"]', "record_profile: plain", *(f"{k}: {v}" for k, v in settings.items())]
+        )
         run = subprocess.run(
-            [BINARY, "source", "apply", "-", "--address", self.api, "--reason", "test"], input=text, text=True, capture_output=True
+            [BINARY, "source", "apply", "-", "--address", self.api, "--reason", "test"],
+            input=text,
+            text=True,
+            capture_output=True,
         )
         assert run.returncode == 0, run.stderr
 
@@ -149,9 +156,22 @@ class SourceDatabase:
     def spilled(self) -> int:
         return int(self.value("SELECT count(*) FROM outbox_marker WHERE spilled IS NOT NULL"))
 
+    def spill(self, event: Event) -> None:
+        """Leaves a spilled request, as an earlier transaction would."""
+        id = new_id()
+        request = pb.PrepareRequest(
+            source="test",
+            transaction_id=id.bytes,
+            database_transaction=DatabaseTransaction(1).to_proto(),
+            events=[event_to_proto(event, time.time())],
+        )
+        self.execute("INSERT INTO outbox_marker (id, spilled) VALUES (%s, %s)", id, request.SerializeToString())
+
     def terminate_others(self) -> None:
         """Ends all connections but its own."""
-        self.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+        self.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from typing import Any
 
 import grpc
 import pytest
+from conftest import SourceDatabase
 from events import order
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
-from conftest import SourceDatabase
 from outbox_client import (
     AsyncCommitError,
     AsyncOutboxClient,
@@ -29,7 +29,7 @@ from outbox_client import (
     Upkeep,
 )
 from outbox_client.sqlalchemy import Outbox
-from outbox_client.testing import Call, FakePlatform, Fault, assert_not_published, fault_error
+from outbox_client.testing import Call, FakePlatform, Fault, fault_error
 from outbox_client.transaction import State
 
 UPSERT = "INSERT INTO orders (id, n) VALUES (:id, 1) ON CONFLICT (id) DO UPDATE SET n = orders.n + 1"
@@ -81,7 +81,9 @@ async def test_commit_publishes(outbox, session, platform, db):
     await committed(platform, "1", "1")
     [stored] = platform.transactions()
     assert [e.event_id for e in stored.events] == ids
-    assert stored.database_transaction.system_identifier == db.value("SELECT system_identifier FROM pg_control_system()")
+    assert stored.database_transaction.system_identifier == db.value(
+        "SELECT system_identifier FROM pg_control_system()"
+    )
     assert stored.database_transaction.marker_oid == db.value("SELECT 'outbox_marker'::regclass::oid")
     assert db.markers() == 1
     assert len(platform.calls("prepare")) == 1
@@ -208,16 +210,20 @@ async def test_only_savepoint_events_rolled_back_prepares_nothing(outbox, sessio
 async def test_a_retry_loop_has_a_new_id_for_each_attempt(outbox, engine, platform, db):
     await asyncio.to_thread(db.execute, "INSERT INTO orders (id) VALUES ('1')")
     attempts = 0
-    met = asyncio.Barrier(2) if hasattr(asyncio, "Barrier") else None
+    waiting = 0
+    met = asyncio.Event()
 
     async def once(first: bool) -> None:
-        nonlocal attempts
+        nonlocal attempts, waiting
         attempts += 1
         async with AsyncSession(engine) as session:
             await session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
             async with outbox.transaction(session) as tx:
                 await session.execute(text("SELECT n FROM orders WHERE id = '1'"))
-                if first and met:
+                if first:
+                    waiting += 1
+                    if waiting == 2:
+                        met.set()
                     await met.wait()
                 await place(session)
                 tx.publish(order())
@@ -231,8 +237,6 @@ async def test_a_retry_loop_has_a_new_id_for_each_attempt(outbox, engine, platfo
                 assert "serialize" in str(e)
                 first = False
 
-    if met is None:
-        pytest.skip("asyncio.Barrier is of Python 3.11")
     await asyncio.gather(loop(), loop())
     assert attempts == 3
     await committed(platform, "1", "1")
@@ -288,7 +292,9 @@ async def test_unknown_outcome_sends_neither(outbox, session, platform, db, engi
 
 async def test_refused_events_roll_back(outbox, session, platform, db):
     platform.fault = lambda call: (
-        Fault(error=fault_error(grpc.StatusCode.PERMISSION_DENIED, Reason.TOPIC_DENIED, topic="orders")) if call.name == "prepare" else None
+        Fault(error=fault_error(grpc.StatusCode.PERMISSION_DENIED, Reason.TOPIC_DENIED, topic="orders"))
+        if call.name == "prepare"
+        else None
     )
     with pytest.raises(DeniedError) as caught:
         async with outbox.transaction(session) as tx:
@@ -310,7 +316,9 @@ async def test_invalid_event_leaves_the_session_usable(outbox, session, platform
 
 async def test_a_transaction_that_could_not_be_prepared_must_not_commit(outbox, session, platform, db):
     platform.fault = lambda call: (
-        Fault(error=fault_error(grpc.StatusCode.PERMISSION_DENIED, Reason.SOURCE_DENIED)) if call.name == "prepare" else None
+        Fault(error=fault_error(grpc.StatusCode.PERMISSION_DENIED, Reason.SOURCE_DENIED))
+        if call.name == "prepare"
+        else None
     )
     await place(session)
     outbox.collect(session, order())
@@ -395,7 +403,9 @@ async def test_spill_and_drain(outbox, session, platform, db, client):
 async def test_later_transactions_spill_behind_spilled_ones(outbox, session, platform, db, client):
     """The platform answers Prepare again, but the first request still waits in the database."""
     away = True
-    platform.fault = lambda call: Fault(silent=True) if (call.name == "prepare" and away) or call.name == "publish" else None
+    platform.fault = lambda call: (
+        Fault(silent=True) if (call.name == "prepare" and away) or call.name == "publish" else None
+    )
     async with outbox.transaction(session) as tx:
         await place(session)
         tx.publish(order("1", "a"))
@@ -415,7 +425,7 @@ async def test_must_spill_is_asked_with_a_fresh_snapshot(outbox, engine, platfor
     async with AsyncSession(engine) as session:
         await session.connection(execution_options={"isolation_level": isolation})
         await session.execute(text("SELECT 1"))  # takes the snapshot
-        db.execute("INSERT INTO outbox_marker (id, spilled) VALUES (gen_random_uuid(), 'x')")
+        db.spill(order("other"))
         async with outbox.transaction(session) as tx:
             await place(session)
             tx.publish(order())
@@ -442,7 +452,7 @@ async def test_spill_not_allowed(client, engine, session, platform, db, outbox):
             tx.publish(order())
     await until(platform, lambda: platform.calls("abort"), "the abort: Prepare may have arrived")
     assert db.orders() == []
-    db.execute("INSERT INTO outbox_marker (id, spilled) VALUES (gen_random_uuid(), 'x')")
+    db.spill(order("other"))
     with pytest.raises(MustSpillError):
         async with strict.transaction(session) as tx:
             tx.publish(order())

@@ -8,3 +8,8 @@ MARKER_DDL: str = resources.files("outbox_client").joinpath("marker.sql").read_t
 Run it in the schema that the service's search_path finds first. The service's role needs SELECT, INSERT, UPDATE and DELETE on it; row
 security must be off.
 """
+
+
+def marker_statements() -> list[str]:
+    """Returns the statements of MARKER_DDL, for drivers that run one at a time."""
+    return [s.strip() for s in MARKER_DDL.split(";\n") if s.strip()]

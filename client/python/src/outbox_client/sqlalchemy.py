@@ -26,7 +26,23 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any, Generic, TypeVar, overload
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    DateTime,
+    Engine,
+    Identity,
+    Index,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    Uuid,
+    event,
+    func,
+    text,
+)
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
@@ -81,6 +97,7 @@ class Outbox(Generic[ClientT]):
             AsyncConnector(engine) if isinstance(engine, AsyncEngine) else SyncConnector(engine)
         )
         client.register_database(connector, name=database, upkeep=upkeep)
+        _listen_to(engine.sync_engine if isinstance(engine, AsyncEngine) else engine)
 
     def collect(self, session: Session | AsyncSession, *events: Event) -> list[uuid.UUID]:
         """Adds events to the transaction that the session is in, or that this begins. Returns their ids.
@@ -101,6 +118,8 @@ class Outbox(Generic[ClientT]):
             session.begin()
         found = session.info.get(_KEY)
         if not isinstance(found, _Pending):
+            bind = session.get_bind()
+            _listen_to(bind.engine)
             found = session.info[_KEY] = _Pending(self)
         elif found.outbox is not self:
             same = found.outbox.client is self.client and found.outbox.database == self.database
@@ -220,6 +239,9 @@ def _unknown(pending: object, error: BaseException) -> OutcomeUnknownError | Non
 # --- the session's events, in the order in which they come ---
 
 _attempts: weakref.WeakKeyDictionary[Connection, _Pending] = weakref.WeakKeyDictionary()  # prepared, COMMIT to follow
+_savepoints: weakref.WeakKeyDictionary[Connection, list[str]] = (
+    weakref.WeakKeyDictionary()
+)  # of the database, oldest first
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()  # that we listen to
 _listening = False
 
@@ -273,7 +295,7 @@ def _before_commit(session: Session) -> None:
         )
     outbox = pending.outbox
     pending.attempt = attempt = Attempt(outbox.client, outbox.database, outbox.spill)
-    _listen_to(connection.engine)
+    _release_savepoints(connection)
     run(attempt.prepare(pending.collected.protos), _stepper(connection, outbox.client))
     _attempts[connection] = pending
 
@@ -300,11 +322,48 @@ def _stepper(connection: Connection, client: OutboxClient | AsyncOutboxClient) -
 def _listen_to(engine: Engine) -> None:
     if engine not in _engines:
         _engines.add(engine)
+        event.listen(engine, "release_savepoint", _savepoint_released)
+        event.listen(engine, "rollback_savepoint", _savepoint_rolled_back)
         event.listen(engine, "commit", _commit_is_sent)
+        event.listen(engine, "rollback", _rolled_back)
         event.listen(engine, "handle_error", _failed)
 
 
+# SQLAlchemy rolls back to a savepoint and leaves it in the database: what follows is still inside it, but nobody can roll back
+# to it any more. It is released before the marker is written, which belongs to the top level.
+
+
+def _savepoint_rolled_back(connection: Connection, name: str, context: object) -> None:
+    _savepoints[connection] = [*_older(connection, name), name]
+
+
+def _savepoint_released(connection: Connection, name: str, context: object) -> None:
+    if connection in _savepoints:
+        _savepoints[connection] = _older(connection, name)
+
+
+def _older(connection: Connection, name: str) -> list[str]:
+    """Returns those that were set before another one. SQLAlchemy counts them: sa_savepoint_1, …"""
+
+    def number(name: str) -> int:
+        return int(name.rpartition("_")[2])
+
+    return [n for n in _savepoints.get(connection, []) if number(n) < number(name)]
+
+
+def _release_savepoints(connection: Connection) -> None:
+    """Releases the oldest savepoint, and with it all others."""
+    names = _savepoints.pop(connection, [])
+    if names:
+        connection.dialect.do_release_savepoint(connection, names[0])
+
+
+def _rolled_back(connection: Connection) -> None:
+    _savepoints.pop(connection, None)
+
+
 def _commit_is_sent(connection: Connection) -> None:
+    _savepoints.pop(connection, None)
     pending = _attempts.get(connection)
     if pending is not None:
         pending.commit_sent = True
@@ -347,8 +406,6 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
         return
     if transaction.parent is None:
         _dropped(session, pending)
-    else:
-        pending.savepoints = [(s, mark) for s, mark in pending.savepoints if s is not transaction]
 
 
 def _dropped(session: Session, pending: _Pending) -> None:
@@ -356,3 +413,17 @@ def _dropped(session: Session, pending: _Pending) -> None:
     # After a COMMIT that failed the outcome is unknown, and nothing is sent, unless PostgreSQL itself said that it rolled back.
     if pending.attempt is not None and (not pending.commit_sent or pending.rolled_back):
         pending.attempt.rolled_back()
+
+
+def marker_table(metadata: MetaData) -> Table:
+    """Declares the marker table, for metadata.create_all() and for Alembic's autogenerate. The same as outbox_client.MARKER_DDL."""
+    return Table(
+        "outbox_marker",
+        metadata,
+        Column("id", Uuid, primary_key=True),
+        Column("seq", BigInteger, Identity(always=True)),
+        Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+        Column("spilled", LargeBinary),
+        Column("refused", Text),
+        Index("outbox_marker_spilled", "seq", postgresql_where=text("spilled IS NOT NULL AND refused IS NULL")),
+    )

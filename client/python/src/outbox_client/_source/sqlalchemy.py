@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @lru_cache(maxsize=64)
 def _text(sql: str) -> TextClause:
-    return text(named(sql, ":p{}"))
+    return text(named(sql, ":p{} "))  # the blank keeps the name and a cast (::text) apart
 
 
 def statement(sql: str, args: Sequence[Any]) -> tuple[TextClause, dict[str, Any]]:
