@@ -35,6 +35,7 @@ type Config struct {
 	MaxReceiveBytes      int           `name:"max-receive-bytes" default:"8388608" help:"Bytes of one gRPC message, decompressed."`
 	MaxMetadataBytes     uint32        `name:"max-metadata-bytes" default:"16384" help:"Bytes of a call's metadata."`
 	MaxConcurrentStreams uint32        `name:"max-concurrent-streams" default:"1000" help:"Calls and sessions at a time on one connection."`
+	MaxCalls             int           `name:"max-calls" default:"1000" help:"Unary calls at a time in this server, those still arriving included; beyond it RESOURCE_EXHAUSTED. With max-receive-bytes it bounds the memory that uploads take."`
 	MaxSessions          int           `name:"max-sessions" default:"10000" help:"Sessions at a time in this server."`
 	KeepaliveTime        time.Duration `name:"keepalive-time" default:"30s" help:"Silence after which a connection is pinged."`
 	KeepaliveTimeout     time.Duration `name:"keepalive-timeout" default:"10s" help:"Silence after a ping after which a connection is dead."`
@@ -74,6 +75,7 @@ func (c Config) Validate() error {
 	positive("max-transaction-bytes", c.MaxTransactionBytes)
 	positive("max-event-bytes", c.MaxEventBytes)
 	positive("max-open-calls", int64(c.MaxOpenCalls))
+	positive("max-calls", int64(c.MaxCalls))
 	positive("max-sessions", int64(c.MaxSessions))
 	positive("max-metadata-bytes", int64(c.MaxMetadataBytes))
 	positive("max-concurrent-streams", int64(c.MaxConcurrentStreams))

@@ -160,6 +160,12 @@ var (
 		message: "the server's queue is full; nothing was stored",
 		retry:   100 * time.Millisecond,
 	}
+	errTooManyCalls = &apiError{
+		code:    codes.ResourceExhausted,
+		reason:  outboxv1.ErrorReason_ERROR_REASON_BACKLOG_FULL,
+		message: "the server has as many unary calls under way as it may; nothing was stored",
+		retry:   100 * time.Millisecond,
+	}
 	errStoreUnavailable = &apiError{
 		code:    codes.Unavailable,
 		reason:  outboxv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE,

@@ -24,6 +24,28 @@ type (
 	helloKey struct{}
 )
 
+// tap admits a call, or refuses it, before a byte of its body is read.
+func (s *Server) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
+	ctx, err := s.tapDeadline(ctx, info)
+	if err != nil || !limited(info.FullMethodName) {
+		return ctx, err
+	}
+	if s.unaryCalls.Add(1) > int64(s.cfg.MaxCalls) {
+		s.unaryCalls.Add(-1)
+		s.metrics.refuse(errTooManyCalls)
+		return nil, errTooManyCalls
+	}
+	context.AfterFunc(ctx, func() { s.unaryCalls.Add(-1) })
+	return ctx, nil
+}
+
+// limited reports whether a method counts for Config.MaxCalls: everything that brings data, but sessions, which have a limit
+// of their own.
+func limited(method string) bool {
+	access := rules[method]
+	return access != accessPublic && access != accessKnown
+}
+
 // tapDeadline gives every call that brings no deadline one, before a byte of its body is read: interceptors run after
 // decoding, too late for a caller that sends headers and then nothing. A session has no deadline but for its Hello.
 //

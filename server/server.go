@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -45,6 +46,7 @@ type Server struct {
 	grpcListen net.Listener
 	httpListen net.Listener
 	tracing    tracing
+	unaryCalls atomic.Int64   // under way
 	resolver   Resolver       // nil: none
 	receivers  sync.WaitGroup // the sessions' receiving goroutines
 }
@@ -109,7 +111,7 @@ func (s *Server) newGRPC(reg *prometheus.Registry) error {
 		grpc.MaxConcurrentStreams(s.cfg.MaxConcurrentStreams),
 		grpc.MaxRecvMsgSize(s.cfg.MaxReceiveBytes),
 		grpc.MaxHeaderListSize(s.cfg.MaxMetadataBytes),
-		grpc.InTapHandle(s.tapDeadline),
+		grpc.InTapHandle(s.tap),
 		grpc.ConnectionTimeout(10*time.Second), // the handshake
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time: s.cfg.KeepaliveTime, Timeout: s.cfg.KeepaliveTimeout,
