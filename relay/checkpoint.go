@@ -60,11 +60,12 @@ func (s *shard) renewal() store.Step {
 }
 
 // position chooses how far the shard is: at the cursor if no more than maxPend hot events are outstanding before it, else
-// just before the segment of the first that is too many.
+// just before the segment of the first that is too many. The first segment counts as a whole, or the shard would get stuck
+// before one that holds more.
 func (c *core) position(s *shard) store.Position {
 	n := 0
 	for e := s.hot.first; e != nil && e.pos.Position.Compare(s.cursor) <= 0; e = e.after {
-		if n >= c.maxPend && e.pos.Position.Compare(s.saved.Position) > 0 {
+		if n >= c.maxPend && e.pos.Position.Compare(s.saved.Position) > 0 && e.pos.Position != s.hot.first.pos.Position {
 			return store.Position{XID: e.pos.XID, Seq: e.pos.Seq - 1}
 		}
 		n++

@@ -102,7 +102,7 @@ func (c *core) acquire(shardNumber int16, epoch int64, cp store.Checkpoint) *sha
 func (c *core) reacquire(s *shard, lease store.Lease, now time.Time) *shard {
 	c.forget(s, now)
 	fresh := c.acquire(lease.Shard, lease.Epoch, lease.Checkpoint)
-	fresh.trustUntil, fresh.renewAt = s.trustUntil, s.renewAt
+	fresh.trustUntil, fresh.renewAt, fresh.flushed = s.trustUntil, s.renewAt, s.flushed
 	return fresh
 }
 

@@ -813,3 +813,58 @@ func TestWhatWasDeliveredIsKnownAsLongAsItMatters(t *testing.T) {
 		t.Error("kept for ever")
 	}
 }
+
+// Rows that were loaded when their aggregate thawed leave memory when it freezes again: else enough of them fill it, and the
+// log with their decisions is not read any more. Found by the simulator.
+func TestFrozenAggregateKeepsNoMemory(t *testing.T) {
+	w := newWorld(t)
+	a := modelAggregates[0]
+	e1, e2, e3 := w.add(a, false), w.add(a, false), w.add(a, true)
+	w.pass(time.Second)
+	w.run()
+	w.decide(e1.txn, store.Committed)
+	w.run() // e2 was loaded with e1, and is the head now
+	w.wantPublished(a, e1)
+	if w.core.bytes != 0 {
+		t.Fatalf("%d bytes are kept of an aggregate that waits for a decision", w.core.bytes)
+	}
+	w.decide(e2.txn, store.Committed)
+	w.run()
+	w.wantPublished(a, e1, e2, e3)
+	w.checkAllOut()
+}
+
+// The same when an operation had its hand on the aggregate while its rows were written.
+func TestOperationLeavesNoRowsInMemory(t *testing.T) {
+	w := newWorld(t)
+	a := modelAggregates[0]
+	e := w.add(a, false)
+	w.operate(a, store.ActionRedrive)
+	w.pass(time.Second) // parked, and held
+	w.step(0)
+	w.run()
+	if w.core.bytes != 0 || len(w.sh.operations) != 0 {
+		t.Fatalf("%d bytes, %d operations are kept", w.core.bytes, len(w.sh.operations))
+	}
+	w.decide(e.txn, store.Committed)
+	w.run()
+	w.wantPublished(a, e)
+	w.checkAllOut()
+}
+
+// More to be set aside from one segment than a checkpoint lists.
+func TestSegmentWithMoreThanACheckpointLists(t *testing.T) {
+	w := newWorld(t)
+	a := modelAggregates[2] // park policy
+	txn := &modelTxn{key: store.Key{Source: a.Source}}
+	seg := w.newSegment()
+	for range w.core.maxPend + 2 {
+		w.addEvent(seg, txn, a, "x", true)
+	}
+	txn.events[0].poison = true
+	w.txns = append(w.txns, txn)
+	w.run()
+	if len(w.dead) != w.core.maxPend+2 {
+		t.Fatalf("%d dead letters", len(w.dead))
+	}
+}

@@ -204,6 +204,7 @@ func (c *core) conclude(s *shard, o *operation, outcome string) {
 	s.move(move{operation: o, outcome: outcome})
 	if a.held == o {
 		a.held = nil
+		c.unloadFrozen(a)
 		c.advance(a)
 	}
 }
@@ -270,6 +271,7 @@ func (c *core) moved(s *shard, m *move) {
 	}
 	if a != nil {
 		a.held = nil
+		c.unloadFrozen(a)
 		c.advance(a)
 	}
 }

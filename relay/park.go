@@ -18,6 +18,16 @@ func (c *core) freeze(a *aggregate, st status) {
 		a.shard.toPark.push(a)
 	}
 	a.shard.dirty = true
+	c.unloadFrozen(a)
+}
+
+// unloadFrozen takes what is rows already out of the memory of a frozen aggregate. Else memory may be full of events whose
+// decision is in the log that is not read because memory is full. If a step is to write something of it, that does it then.
+func (c *core) unloadFrozen(a *aggregate) {
+	if a.frozen() && !a.parking && !a.stepping && a.held == nil { // an operation may be about to move the head
+		c.unloadFront(a)
+		c.unloadBack(a)
+	}
 }
 
 // tick does what time alone brings about: undecided heads that waited long enough are parked, paused topics tried again.

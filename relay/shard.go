@@ -35,6 +35,7 @@ type shard struct {
 	// trustUntil: until then, by the monotonic clock, nobody else can hold the lease.
 	trustUntil time.Time
 	renewAt    time.Time // when a renewal is due
+	flushed    time.Time // attempt of the last renewal that a crash of the store cannot take back
 	drainBy    time.Time // when to stop waiting for what is in flight
 	purged     bool      // what is in flight was purged from the sink
 	loaded     bool      // what the last holder left was restored

@@ -68,6 +68,10 @@ func (r *Relay) startSteps(now time.Time) {
 	}
 	l.running = true
 	l.at = now.Add(r.cfg.CheckpointEvery)
+	// A crash of the store must not take back more of a lease than lies between its end and that of our trust.
+	for i, s := range l.shards {
+		l.steps[i].Flush = now.Sub(s.flushed) > r.cfg.LeaseTTL-r.cfg.trust()
+	}
 	steps := l.steps
 	r.access(func(ctx context.Context) func() {
 		ctx, cancel := context.WithTimeout(ctx, ioTimeout)
@@ -109,8 +113,11 @@ func (r *Relay) takeSteps(fenced []int16, err error, attempt time.Time) {
 		r.log.Info("writing steps again")
 	}
 	l.tries = 0
-	for _, s := range l.shards {
+	for i, s := range l.shards {
 		if s.phase != phaseGone {
+			if l.steps[i].Flush {
+				s.flushed = attempt
+			}
 			r.core.stepped(s)
 			r.renewed(s, attempt)
 		}

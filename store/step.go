@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,41 +24,32 @@ type Step struct {
 	Bury       []DeadLetter     // insert into dead_letter
 	Exhume     []EventPosition  // delete from dead_letter
 	Operations []OperationOutcome
+	// Flush: the renewal must survive a crash of PostgreSQL, because the last one that does is old.
+	Flush bool
 }
 
-// Steps writes the steps of several shards and renews their leases for ttl. Steps without row changes share one
-// statement; a step with row changes is a transaction of its own. It returns the shards that are fenced: nothing of their
-// steps was written. An error means that the outcome of steps not known to be written is unknown; repeating is safe. A
-// checkpoint that would move backwards is an error, and nothing of its step is written.
+// Steps writes the steps of several shards and renews their leases for ttl, in one transaction. It returns the shards that
+// are fenced: nothing of their steps was written. An error means that the outcome of all is unknown; repeating is safe. A
+// checkpoint that would move backwards is an error, and nothing is written.
 //
-// Steps are not flushed (synchronous_commit=off): a crash of PostgreSQL may take the last ones back, in order, which
-// repeats deliveries but loses none. It also takes back the renewals in them, of less than a second: a holder's trust
-// window ends earlier than that before the lease.
+// What changed rows is flushed when Steps returns: a holder forgets what it knows to be a row. Checkpoints alone are not
+// (synchronous_commit=off), unless a step says Flush: a crash of PostgreSQL may take the last ones back, in order, which
+// repeats deliveries but loses none. It also takes back the renewals in them.
 func (s *Store) Steps(ctx context.Context, ttl time.Duration, steps []Step) (fenced []int16, err error) {
-	var plain []*Step
-	for i := range steps {
-		if st := &steps[i]; st.changesRows() {
-			written, err := s.stepWithRows(ctx, ttl, st)
-			if err != nil {
-				return fenced, err
-			}
-			if !written {
-				fenced = append(fenced, st.Shard)
-			}
-		} else {
-			plain = append(plain, st)
-		}
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	var written map[int16]bool
+	if slices.ContainsFunc(steps, func(st Step) bool { return st.changesRows() }) {
+		written, err = s.stepsWithRows(ctx, ttl, steps)
+	} else {
+		written, err = s.plainSteps(ctx, ttl, steps)
 	}
-	if len(plain) == 0 {
-		return fenced, nil
-	}
-	written, err := s.plainSteps(ctx, ttl, plain)
 	if err != nil {
-		return fenced, err
+		return nil, err
 	}
-	for _, st := range plain {
-		if !written[st.Shard] {
-			fenced = append(fenced, st.Shard)
+	for i := range steps {
+		if n := steps[i].Shard; !written[n] {
+			fenced = append(fenced, n)
 		}
 	}
 	return fenced, nil
@@ -84,26 +76,32 @@ WHERE s.holder <> '' AND (u.xid, u.seq) < (s.xid, s.seq)`
 
 // stepSettings hold for the transaction of a step. Its statements find rows by index; plans made while the tables were
 // empty must not be anything else.
-const stepSettings = `SELECT set_config('synchronous_commit', 'off', true), set_config('enable_seqscan', 'off', true),
-	set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)`
+const stepSettings = `SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
+	set_config('enable_mergejoin', 'off', true)`
 
-func (s *Store) plainSteps(ctx context.Context, ttl time.Duration, steps []*Step) (written map[int16]bool, err error) {
-	ctx, cancel := s.bound(ctx)
-	defer cancel()
+// unflushedSettings are stepSettings for what a crash may take back.
+const unflushedSettings = stepSettings + `, set_config('synchronous_commit', 'off', true)`
+
+func (s *Store) plainSteps(ctx context.Context, ttl time.Duration, steps []Step) (written map[int16]bool, err error) {
+	settings := unflushedSettings
+	if slices.ContainsFunc(steps, func(st Step) bool { return st.Flush }) {
+		settings = stepSettings
+	}
 	var b pgx.Batch // one implicit transaction
-	b.Queue(stepSettings)
+	b.Queue(settings)
 	written = make(map[int16]bool, len(steps))
 	queueCheckpoints(&b, ttl, steps, written)
 	return written, storeError("writing checkpoints", s.pool.SendBatch(ctx, &b).Close())
 }
 
 // queueCheckpoints adds checkpointSQL for steps to b.
-func queueCheckpoints(b *pgx.Batch, ttl time.Duration, steps []*Step, written map[int16]bool) {
+func queueCheckpoints(b *pgx.Batch, ttl time.Duration, steps []Step, written map[int16]bool) {
 	n := len(steps)
 	shards, epochs := make([]int16, n), make([]int64, n)
 	xids, seqs, oldest := make([]uint64, n), make([]int32, n), make([]uint64, n)
 	pend, offsets := make([][]byte, n), make([][]byte, n)
-	for i, st := range steps {
+	for i := range steps {
+		st := &steps[i]
 		c := &st.Checkpoint
 		shards[i], epochs[i] = st.Shard, st.Epoch
 		xids[i], seqs[i], oldest[i] = c.Position.XID, c.Position.Seq, c.Oldest
@@ -136,27 +134,29 @@ func notNil(b []byte) []byte {
 	return b
 }
 
-// stepWithRows writes one step. The fence comes first and keeps the shard's row locked until the end, so that nobody can
-// acquire the shard between the two round trips.
-func (s *Store) stepWithRows(ctx context.Context, ttl time.Duration, st *Step) (written bool, err error) {
-	ctx, cancel := s.bound(ctx)
-	defer cancel()
+// stepsWithRows writes steps of which some change rows. The fence comes first and keeps the shards' rows locked until the
+// end, so that nobody can acquire one of them between the two round trips.
+func (s *Store) stepsWithRows(ctx context.Context, ttl time.Duration, steps []Step) (written map[int16]bool, err error) {
+	written = make(map[int16]bool, len(steps))
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		var fence pgx.Batch
 		fence.Queue(stepSettings)
-		passed := map[int16]bool{}
-		queueCheckpoints(&fence, ttl, []*Step{st}, passed)
+		queueCheckpoints(&fence, ttl, steps, written)
 		if err := tx.SendBatch(ctx, &fence).Close(); err != nil {
 			return err
 		}
-		if written = passed[st.Shard]; !written {
+		var rows pgx.Batch
+		for i := range steps {
+			if st := &steps[i]; written[st.Shard] {
+				st.queueRows(&rows)
+			}
+		}
+		if rows.Len() == 0 {
 			return nil
 		}
-		var rows pgx.Batch
-		st.queueRows(&rows)
 		return tx.SendBatch(ctx, &rows).Close()
 	})
-	return written && err == nil, storeError(fmt.Sprintf("writing a step of shard %d", st.Shard), err)
+	return written, storeError(fmt.Sprintf("writing steps of %d shards", len(steps)), err)
 }
 
 // queueRows adds the row changes. New rows come before the decisions that may concern them, and what leaves dead_letter

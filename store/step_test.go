@@ -335,3 +335,43 @@ func TestHolderFunctionsFailWhenTheStoreIsClosed(t *testing.T) {
 		}
 	}
 }
+
+// A relay that lives on does not look again for rows that were written: a crash of PostgreSQL must not take them back. The
+// simulator found that it did.
+func TestRowsOfAnAnsweredStepSurviveACrash(t *testing.T) {
+	t.Parallel()
+	cluster := storetest.NewCluster(t, storetest.WithSettings(map[string]string{"wal_writer_delay": "10s"}))
+	for _, lastIsFenced := range []bool{false, true} {
+		db := cluster.New(t, storetest.WithShards(3))
+		leases := acquire(t, db.Store, "a", time.Minute, 3, 3)
+		steps := make([]store.Step, len(leases))
+		for i, l := range leases {
+			p := parkedEvent(at(5, int32(i), 0), storetest.Key(1), "a", store.CauseInDoubt)
+			steps[i] = store.Step{Shard: l.Shard, Epoch: l.Epoch, Checkpoint: l.Checkpoint, Park: []store.Parked{p}}
+			steps[i].Checkpoint.Position.XID = 5
+		}
+		want := 3
+		if lastIsFenced {
+			steps[2].Epoch--
+			want = 2
+		}
+		fenced, err := db.Store.Steps(t.Context(), time.Minute, steps)
+		if err != nil || len(fenced) != 3-want {
+			t.Fatalf("fenced %v, %v", fenced, err)
+		}
+		cluster.Kill()
+		cluster.Restart(t)
+		survived := 0
+		st := db.Open(t)
+		for _, l := range leases {
+			rows, err := st.LoadParked(t.Context(), l.Shard)
+			if err != nil {
+				t.Fatal(err)
+			}
+			survived += len(rows)
+		}
+		if survived != want {
+			t.Errorf("last step fenced %v: %d of %d rows survived", lastIsFenced, survived, want)
+		}
+	}
+}
