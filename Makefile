@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-short cover robustness robustness-mutants lint fmt generate check-generated build bench tools clean
+.PHONY: help run test test-short simulate model cover robustness robustness-mutants lint fmt generate check-generated build bench tools clean
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GOFILES := $(shell git ls-files --cached --others --exclude-standard '*.go' go.mod go.sum 'migrations/*.sql' 2>/dev/null)
@@ -21,6 +21,9 @@ bin/outbox: $(GOFILES)
 test: ## Run every test, with the race detector, against real PostgreSQL and Kafka (see CONTRIBUTING.md)
 	@if [ -x test/prerequisites.sh ]; then test/prerequisites.sh; fi
 	go test -race -timeout 30m $(TESTFLAGS) ./...
+
+simulate: ## Drive relay, writer and resolver through SCHEDULES=20000 seeded interleavings from SEED=1 (see test/simulation)
+	go test ./test/simulation -run 'TestSchedules' -v -timeout 20m -schedules $(or $(SCHEDULES),20000) -seed $(or $(SEED),1)
 
 cover: ## Run every test and print the coverage of the packages that promise one
 	go test -timeout 30m -coverprofile=cover.out -coverpkg=./store/...,./relay/...,./server/...,./client/... ./...
