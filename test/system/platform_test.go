@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -37,6 +38,7 @@ type platform struct {
 	dsn     string
 	servers []*service
 	relays  []*service
+	env     []string // of every process, beside the usual
 }
 
 // deployment says what to deploy.
@@ -45,12 +47,13 @@ type deployment struct {
 	broker          broker
 	lease           time.Duration // of the relays
 	version         string        // of PostgreSQL; empty: the newest
+	env             []string      // settings of all processes
 }
 
 // deploy starts everything, registers the source and returns when the platform serves.
 func deploy(t testing.TB, d deployment) *platform {
 	t.Helper()
-	p := &platform{t: t, store: startPostgres(t, d.version)}
+	p := &platform{t: t, store: startPostgres(t, d.version), env: d.env}
 	var err error
 	if p.dsn, err = p.store.CreateDatabase(t.Context(), "outbox"); err != nil {
 		t.Fatal(err)
@@ -93,7 +96,7 @@ func startPostgres(t testing.TB, version string) *postgres.Server {
 
 // environment of every process. A race ends the process that has it at once.
 func (p *platform) environment(more ...string) []string {
-	return append(more, "OUTBOX_STORE_DSN="+p.dsn, "OUTBOX_LOG_FORMAT=text", "GORACE=halt_on_error=1")
+	return append(slices.Concat(more, p.env), "OUTBOX_STORE_DSN="+p.dsn, "OUTBOX_LOG_FORMAT=text", "GORACE=halt_on_error=1")
 }
 
 func (p *platform) server(dir string, i int) *service {
