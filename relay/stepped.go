@@ -47,7 +47,7 @@ func NewStepped(cfg Config, st Store, sink Sink, now func() time.Time) (*Stepped
 		return over
 	}
 	s.r.spawn = func(work func() func()) { s.begun = append(s.begun, &Access{r: s.r, work: work}) }
-	s.end = s.r.begin(context.Background())
+	s.end = s.r.begin(context.Background()) //nolint:forbidigo // a simulation has no caller whose patience could end
 	return s, nil
 }
 

@@ -26,9 +26,9 @@ type (
 
 // tap admits a call, or refuses it, before a byte of its body is read.
 func (s *Server) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
-	ctx, err := s.tapDeadline(ctx, info)
-	if err != nil || !limited(info.FullMethodName) {
-		return ctx, err
+	ctx = s.tapDeadline(ctx, info)
+	if !limited(info.FullMethodName) {
+		return ctx, nil
 	}
 	if s.unaryCalls.Add(1) > int64(s.cfg.MaxCalls) {
 		s.unaryCalls.Add(-1)
@@ -50,22 +50,22 @@ func limited(method string) bool {
 // decoding, too late for a caller that sends headers and then nothing. A session has no deadline but for its Hello.
 //
 // Streams of health and reflection have none either; MaxConcurrentStreams bounds them, and they hold nothing.
-func (s *Server) tapDeadline(ctx context.Context, info *tap.Info) (context.Context, error) {
+func (s *Server) tapDeadline(ctx context.Context, info *tap.Info) context.Context {
 	switch rules[info.FullMethodName] {
 	case accessPublic, accessKnown:
 		if info.FullMethodName != outboxv1.OutboxService_Session_FullMethodName {
-			return ctx, nil
+			return ctx
 		}
 		ctx, cancel := context.WithCancel(ctx) // its caller sees CANCELLED; it said nothing, so it need not hear why
 		t := time.AfterFunc(s.cfg.DefaultDeadline, cancel)
-		return context.WithValue(ctx, helloKey{}, t), nil
+		return context.WithValue(ctx, helloKey{}, t)
 	}
 	if _, has := ctx.Deadline(); has {
-		return ctx, nil
+		return ctx
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.DefaultDeadline)
 	// Nobody calls cancel: the stream's own context, the parent, ends with the call and stops the timer.
-	return context.WithValue(ctx, tapKey{}, cancel), nil
+	return context.WithValue(ctx, tapKey{}, cancel)
 }
 
 // helloArrived takes the deadline of Hello away.

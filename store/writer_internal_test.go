@@ -370,7 +370,7 @@ func TestDecisionsRideWithPrepares(t *testing.T) {
 				for range 60 {
 					submit(next(KindPrepare))
 					serve()
-					time.Sleep(c.gap)
+					time.Sleep(c.gap) //nolint:forbidigo // of the bubble's clock
 				}
 				decision := next(KindCommit)
 				if c.resolved {
@@ -388,7 +388,7 @@ func TestDecisionsRideWithPrepares(t *testing.T) {
 					t.Errorf("a batch of %d after %s, want %d after %s", size, after, c.size, c.after)
 				}
 				if !c.drain {
-					time.Sleep(time.Millisecond)
+					time.Sleep(time.Millisecond) //nolint:forbidigo // of the bubble's clock
 					for q.outstanding.Load() > 0 {
 						serve()
 					}

@@ -77,7 +77,7 @@ func (s *SteppedWriter) Batch() (store func(), requests int) {
 	q.inFlight++
 	a.taken = q.batch(a.taken[:0])
 	return func() {
-		a.store(context.Background(), a.taken)
+		a.store(context.Background(), a.taken) //nolint:forbidigo // a simulation has no caller whose patience could end
 		a.batch.forget()
 		clear(a.taken)
 		q.batchDone()
@@ -94,7 +94,7 @@ func (s *SteppedWriter) LookUp() func() {
 	s.lookup = nil
 	l.taken, _ = s.w.queue.takeWanting(l.taken[:0])
 	return func() {
-		l.resolve(context.Background(), l.taken)
+		l.resolve(context.Background(), l.taken) //nolint:forbidigo // as above
 		clear(l.taken)
 		s.lookup = l
 	}

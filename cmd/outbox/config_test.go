@@ -151,11 +151,17 @@ func TestSettingsAreChecked(t *testing.T) {
 			_, err := (storeSettings{DSN: "x", MaxConns: 0, StatementTimeout: 1e9}).config("")
 			return err
 		}, "store-max-conns must be positive: 0"},
-		"timeout":     {func() error { _, err := (storeSettings{DSN: "x", MaxConns: 1}).config(""); return err }, "at least 1s: 0s"},
-		"writer":      {func() error { _, err := (writerSettings{}).config(); return err }, "writer-max-wait must be positive: 0"},
-		"batch":       {func() error { _, err := (writerSettings{MaxQueued: 1, MaxQueuedBytes: 1, MaxBatch: 2, MaxBatchBytes: 1, SecondWriterAt: 1, MaxWait: 1}).config(); return err }, "2 > 1"},
-		"batch bytes": {func() error { _, err := (writerSettings{MaxQueued: 1, MaxQueuedBytes: 1, MaxBatch: 1, MaxBatchBytes: 2, SecondWriterAt: 1, MaxWait: 1}).config(); return err }, "writer-max-batch-bytes must not be above writer-max-queued-bytes: 2 > 1"},
-		"no brokers":  {func() error { _, err := (kafkaSettings{}).config(nil, nil); return err }, "--kafka-brokers"},
+		"timeout": {func() error { _, err := (storeSettings{DSN: "x", MaxConns: 1}).config(""); return err }, "at least 1s: 0s"},
+		"writer":  {func() error { _, err := (writerSettings{}).config(); return err }, "writer-max-wait must be positive: 0"},
+		"batch": {func() error {
+			_, err := (writerSettings{MaxQueued: 1, MaxQueuedBytes: 1, MaxBatch: 2, MaxBatchBytes: 1, SecondWriterAt: 1, MaxWait: 1}).config()
+			return err
+		}, "2 > 1"},
+		"batch bytes": {func() error {
+			_, err := (writerSettings{MaxQueued: 1, MaxQueuedBytes: 1, MaxBatch: 1, MaxBatchBytes: 2, SecondWriterAt: 1, MaxWait: 1}).config()
+			return err
+		}, "writer-max-batch-bytes must not be above writer-max-queued-bytes: 2 > 1"},
+		"no brokers": {func() error { _, err := (kafkaSettings{}).config(nil, nil); return err }, "--kafka-brokers"},
 		"promise": {func() error {
 			_, err := kafkaSettings{Brokers: []string{"a:1"}, Properties: map[string]secret{"acks": "1"}, MaxMessageBytes: 1 << 20}.config(nil, nil)
 			return err

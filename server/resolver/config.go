@@ -8,12 +8,12 @@ import (
 
 // Config sets the resolver up. The default tags are the defaults; the zero value of a field means its default.
 type Config struct {
-	Interval       time.Duration `name:"interval" default:"50ms" help:"Pause between looks for parked transactions that are due."`
-	ClaimLimit     int           `name:"claim-limit" default:"1000" help:"Transactions taken in one look."`
-	AskTimeout     time.Duration `name:"ask-timeout" default:"2s" help:"How long sessions and databases may take to answer."`
-	MaxQueued      int           `name:"max-queued" default:"20000" help:"Transactions of one source database that are remembered; the rest stays in the store."`
-	RunningBackoff time.Duration `name:"running-backoff" default:"5s" help:"Longest pause before a transaction that is still running is asked about again."`
-	UnknownBackoff time.Duration `name:"unknown-backoff" default:"30s" help:"Longest pause before one that nobody could answer for is."`
+	Interval        time.Duration `name:"interval" default:"50ms" help:"Pause between looks for parked transactions that are due."`
+	ClaimLimit      int           `name:"claim-limit" default:"1000" help:"Transactions taken in one look."`
+	AskTimeout      time.Duration `name:"ask-timeout" default:"2s" help:"How long sessions and databases may take to answer."`
+	MaxQueued       int           `name:"max-queued" default:"20000" help:"Transactions of one source database that are remembered; the rest stays in the store."`
+	RunningBackoff  time.Duration `name:"running-backoff" default:"5s" help:"Longest pause before a transaction that is still running is asked about again."`
+	UnknownBackoff  time.Duration `name:"unknown-backoff" default:"30s" help:"Longest pause before one that nobody could answer for is."`
 	MarkerRetention time.Duration `name:"marker-retention" default:"1h" help:"Shortest time for which SDKs keep the markers of acknowledged transactions. After a failover of the store a missing marker of one that was prepared half as long ago proves nothing."`
 }
 
