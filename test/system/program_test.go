@@ -1,6 +1,7 @@
 package system_test
 
 import (
+	"flag"
 	"net"
 	"os"
 	"os/exec"
@@ -17,8 +18,14 @@ import (
 // startLimit bounds the start of one of our processes. They are built with the race detector and share the machine.
 const startLimit = 60 * time.Second
 
+// programPath is for measurements: a binary without the race detector.
+var programPath = flag.String("program", "", "binary to test; empty: it is built, with the race detector")
+
 // program builds the binary once per run, with the race detector: a race in a server or relay makes it exit with raceExit.
 var program = sync.OnceValues(func() (string, error) {
+	if *programPath != "" {
+		return filepath.Abs(*programPath)
+	}
 	dir, err := os.MkdirTemp("", "outbox-system-")
 	if err != nil {
 		return "", err
