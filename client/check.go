@@ -58,6 +58,9 @@ type Verdict struct {
 	Evidence string
 	// NaiveWrong: pg_xact_status alone would have said something else that is wrong.
 	NaiveWrong bool
+	// FailedOverTo is the timeline that the server is on, when nothing but that keeps an unmarked transaction from being
+	// OutcomeAborted; else 0. The outcome is OutcomeUnknown then.
+	FailedOverTo uint32
 }
 
 // Database is a source database that is registered with a client. pgxoutbox.Register and sqloutbox.Register make one.
@@ -192,6 +195,7 @@ func (c *Client) verdicts(ctx context.Context, q *outboxv1.SessionResponse_Check
 		out = append(out, &outboxv1.SessionRequest_CheckAnswer{
 			TransactionId: v.ID[:], Outcome: outboxv1.SessionRequest_CheckAnswer_Outcome(v.Outcome),
 			Reason: clip(v.Reason, maxReason), Evidence: evidence(v.Evidence), NaiveWrong: v.NaiveWrong,
+			FailedOverTo: v.FailedOverTo,
 		})
 	}
 	return out

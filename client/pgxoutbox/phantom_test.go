@@ -514,6 +514,10 @@ func TestPhantomFailoverToAsynchronousStandby(t *testing.T) {
 		replicated.says(client.OutcomeCommitted, "", false)
 		lost.naive(future)
 		lost.says(client.OutcomeUnknown, "timeline 2, not 1", false)
+		v := pgxoutbox.Verdicts(t.Context(), p.pool, []client.CheckTransaction{{ID: lost.id, Database: lost.at}, {ID: replicated.id, Database: replicated.at}})
+		if v[0].FailedOverTo != 2 || v[1].FailedOverTo != 0 {
+			t.Errorf("failed over to timeline %d, and %d of what is marked", v[0].FailedOverTo, v[1].FailedOverTo)
+		}
 		stranger := p.takeXID(lost.at.XID)
 		lost.says(client.OutcomeUnknown, "timeline 2, not 1", false)
 		if err := stranger.Commit(t.Context()); err != nil {

@@ -356,21 +356,13 @@ func (l *lane) unreachable(err error) {
 
 // checkBack asks live sessions of the source.
 func (r *Resolver) checkBack(ctx context.Context, key laneKey, parked []store.Parked) []answer {
-	transactions := make([]*outboxv1.SessionResponse_CheckTransaction, 0, len(parked))
-	keys := make(map[store.TransactionID]store.Key, len(parked))
 	var answers []answer
 	for i := range parked {
-		p := &parked[i]
-		if p.Database.Mode == store.ModeClientOnly {
+		if p := &parked[i]; p.Database.Mode == store.ModeClientOnly {
 			answers = append(answers, answer{key: p.Key, method: methodCheckBack, outcome: unknown, reason: clientOnly})
-			continue
 		}
-		keys[p.Key.Transaction] = p.Key
-		transactions = append(transactions, &outboxv1.SessionResponse_CheckTransaction{
-			TransactionId:       p.Key.Transaction[:],
-			DatabaseTransaction: databaseTransaction(p.Database),
-		})
 	}
+	transactions, keys := questionsAbout(parked)
 	if len(transactions) == 0 {
 		return answers
 	}
@@ -390,6 +382,24 @@ func (r *Resolver) checkBack(ctx context.Context, key laneKey, parked []store.Pa
 	}
 	r.count(methodCheckBack, answers)
 	return answers
+}
+
+// questionsAbout makes the questions about transactions that somebody can be asked about.
+func questionsAbout(parked []store.Parked) ([]*outboxv1.SessionResponse_CheckTransaction, map[store.TransactionID]store.Key) {
+	questions := make([]*outboxv1.SessionResponse_CheckTransaction, 0, len(parked))
+	keys := make(map[store.TransactionID]store.Key, len(parked))
+	for i := range parked {
+		p := &parked[i]
+		if p.Database.Mode == store.ModeClientOnly {
+			continue
+		}
+		keys[p.Key.Transaction] = p.Key
+		questions = append(questions, &outboxv1.SessionResponse_CheckTransaction{
+			TransactionId:       p.Key.Transaction[:],
+			DatabaseTransaction: databaseTransaction(p.Database),
+		})
+	}
+	return questions, keys
 }
 
 func databaseTransaction(d *store.DatabaseTransaction) *outboxv1.DatabaseTransaction {

@@ -1,6 +1,7 @@
 package resolver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -53,7 +54,8 @@ func (r *Resolver) Check(ctx context.Context, transaction store.Parked) (*outbox
 }
 
 // ConfirmFailover decides every in-doubt transaction that was prepared on a timeline of a source database whose primary an
-// operator knows to be fenced: by its marker on the present primary. With only, it decides nothing and counts.
+// operator knows to be fenced: by its marker on the present primary. The database is asked directly, or without a dsn_ref, the
+// source's live sessions are. With only, it decides nothing and counts.
 func (r *Resolver) ConfirmFailover(ctx context.Context, src *store.Source, database string, timeline uint32, actor, reason string, only bool) (*outboxv1.ConfirmFailoverResponse, error) {
 	ref := ""
 	for _, d := range src.Databases {
@@ -61,14 +63,17 @@ func (r *Resolver) ConfirmFailover(ctx context.Context, src *store.Source, datab
 			ref = d.DSNRef
 		}
 	}
-	if ref == "" {
-		return nil, &PreconditionError{Why: fmt.Sprintf("source %q has no dsn_ref for database %q: confirm its transactions one by one", src.Name, database)}
+	ask := r.askSessions(src.Name, database)
+	if ref != "" {
+		pool, err := openDatabase(ctx, ref, r.cfg.AskTimeout)
+		if err != nil {
+			return nil, &PreconditionError{Why: err.Error()}
+		}
+		defer pool.Close()
+		ask = func(ctx context.Context, concerned []store.Parked) (map[store.Key]finding, error) {
+			return judgeAll(ctx, pool, concerned)
+		}
 	}
-	pool, err := openDatabase(ctx, ref, r.cfg.AskTimeout)
-	if err != nil {
-		return nil, &PreconditionError{Why: err.Error()}
-	}
-	defer pool.Close()
 	resp := &outboxv1.ConfirmFailoverResponse{}
 	for page := ""; ; {
 		found, next, err := r.store.InDoubtTransactions(ctx, src.Name, page, 0)
@@ -81,7 +86,7 @@ func (r *Resolver) ConfirmFailover(ctx context.Context, src *store.Source, datab
 				concerned = append(concerned, found[i].Head)
 			}
 		}
-		if err := r.failOver(ctx, pool, concerned, timeline, actor, reason, only, resp); err != nil {
+		if err := r.failOver(ctx, ask, concerned, timeline, actor, reason, only, resp); err != nil {
 			return nil, err
 		}
 		if page = next; page == "" {
@@ -90,20 +95,47 @@ func (r *Resolver) ConfirmFailover(ctx context.Context, src *store.Source, datab
 	}
 }
 
+// inquirer finds out about transactions of one source database.
+type inquirer func(ctx context.Context, concerned []store.Parked) (map[store.Key]finding, error)
+
+// askSessions asks live sessions of a source that has no dsn_ref.
+func (r *Resolver) askSessions(source, database string) inquirer {
+	return func(ctx context.Context, concerned []store.Parked) (map[store.Key]finding, error) {
+		ctx, cancel := context.WithTimeout(ctx, r.cfg.AskTimeout)
+		defer cancel()
+		questions, keys := questionsAbout(concerned)
+		answers, err := r.sessions.Ask(ctx, source, database, questions)
+		if err != nil {
+			return nil, fmt.Errorf("source %q has no dsn_ref for database %q, and no live session of it answers (%w): "+
+				"start an instance, or decide its transactions one by one", source, database, err)
+		}
+		found := make(map[store.Key]finding, len(answers))
+		for _, a := range answers {
+			if k, asked := keys[store.TransactionID(a.GetTransactionId())]; asked {
+				found[k] = finding{
+					outcome: a.GetOutcome(), evidence: a.GetEvidence(), naiveWrong: a.GetNaiveWrong(), method: methodCheckBack,
+					otherTimeline: a.GetFailedOverTo() != 0, failedOver: a.GetFailedOverTo(),
+				}
+			}
+		}
+		return found, nil
+	}
+}
+
 // failOver decides one page.
-func (r *Resolver) failOver(ctx context.Context, q queryer, concerned []store.Parked, timeline uint32, actor, reason string, only bool, resp *outboxv1.ConfirmFailoverResponse) error {
+func (r *Resolver) failOver(ctx context.Context, ask inquirer, concerned []store.Parked, timeline uint32, actor, reason string, only bool, resp *outboxv1.ConfirmFailoverResponse) error {
 	if len(concerned) == 0 {
 		return nil
 	}
 	began := time.Now()
-	seen, err := judgeAll(ctx, q, concerned)
+	seen, err := ask(ctx, concerned)
 	if err != nil {
 		return &PreconditionError{Why: err.Error()}
 	}
 	answers := make([]answer, 0, len(concerned))
 	for _, t := range concerned {
 		f := seen[t.Key]
-		a := answer{key: t.Key, method: methodDirect, outcome: f.outcome, evidence: f.evidence, naiveWrong: f.naiveWrong}
+		a := answer{key: t.Key, method: cmp.Or(f.method, methodDirect), outcome: f.outcome, evidence: f.evidence, naiveWrong: f.naiveWrong}
 		if f.otherTimeline && f.failedOver > timeline {
 			a.method, a.outcome = methodOperator, aborted
 			a.evidence = confirmed(f.evidence, reason)

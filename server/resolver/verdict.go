@@ -78,6 +78,7 @@ type finding struct {
 	outcome  outcome
 	reason   string
 	evidence string // JSON object
+	method   string // ""; direct
 	// naiveWrong: pg_xact_status alone would have said something else that is wrong.
 	naiveWrong bool
 	// otherTimeline: nothing but its timeline keeps an unmarked transaction from being ABORTED. failedOver is the timeline
@@ -327,6 +328,9 @@ func found(d *store.DatabaseTransaction, s *sighting, o outcome, reason string) 
 
 // confirmed adds an operator's word to the evidence of a finding.
 func confirmed(evidence, reason string) string {
+	if evidence == "" {
+		evidence = "{}"
+	}
 	b, err := json.Marshal(map[string]any{"confirmed": reason, "database": json.RawMessage(evidence)})
 	if err != nil { // the evidence is JSON of our own
 		return "{}"

@@ -3,6 +3,7 @@ package resolver
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	outboxv1 "github.com/outbox-platform/outbox/gen/go/outbox/v1"
 	"github.com/outbox-platform/outbox/store"
 	"github.com/outbox-platform/outbox/store/storetest"
 )
@@ -228,7 +230,8 @@ func TestStandbyFailoverAndConfirmation(t *testing.T) {
 	s.conn.Reset()
 	says(t, done.judge(s.conn), unknown, "standby")
 	says(t, gone.judge(s.conn), unknown, "standby")
-	r, reg := w.resolver(nobody{}, func(c *Config) { c.UnknownBackoff = 100e6 })
+	sessions := &switchable{}
+	r, reg := w.resolver(sessions, func(c *Config) { c.UnknownBackoff = 100e6 })
 	confirm := func(timeline uint32, only bool) (c, a, u int64, err error) {
 		resp, err := r.ConfirmFailover(t.Context(), s.row, "default", timeline, "ops", "the old machine is switched off", only)
 		return resp.GetCommitted(), resp.GetAborted(), resp.GetUndecided(), err
@@ -259,10 +262,33 @@ func TestStandbyFailoverAndConfirmation(t *testing.T) {
 	if n := metric(t, reg, "outbox_resolved_transactions_total", "method", "operator", "state", "aborted"); n != 1 {
 		t.Errorf("%v counted", n)
 	}
-	// Without a way in there is nothing to confirm.
-	other := w.source("indirect", w.sourceDatabase(), "")
-	if _, err := r.ConfirmFailover(t.Context(), other.row, "default", 1, "ops", "r", false); err == nil || !strings.Contains(err.Error(), "dsn_ref") {
+	// Without a way in and without a session there is nothing to confirm.
+	other := w.source("indirect", cluster.New(t, storetest.WithoutSchema()), "")
+	there, missing := other.begin().prepare(), other.begin().prepare()
+	for _, a := range []*attempt{there, missing} {
+		a.exec("ROLLBACK")
+		at := a.at
+		at.Timeline = 1 // prepared before the failover
+		a.at = at
+	}
+	other.exec("INSERT INTO outbox_marker (id) VALUES ($1)", [16]byte(there.key.Transaction))
+	ask := r.askSessions("indirect", "default")
+	concerned := []store.Parked{there.parked(), missing.parked()}
+	var unfit *PreconditionError
+	resp := &outboxv1.ConfirmFailoverResponse{}
+	if err := r.failOver(t.Context(), ask, concerned, 1, "ops", "r", false, resp); !errors.As(err, &unfit) || !strings.Contains(err.Error(), "dsn_ref") {
 		t.Errorf("%v", err)
+	}
+	// With a session it is asked instead.
+	sessions.on.Store(&instance{source: other})
+	if err := r.failOver(t.Context(), ask, concerned, 1, "ops", "the old machine is scrapped", false, resp); err != nil || resp.GetCommitted() != 1 || resp.GetAborted() != 1 {
+		t.Errorf("%v, %v", resp, err)
+	}
+	if tx := there.state(); tx.State != store.Committed || tx.DecidedBy != methodCheckBack {
+		t.Errorf("%s by %s", tx.State, tx.DecidedBy)
+	}
+	if tx := missing.state(); tx.State != store.Aborted || tx.DecidedBy != methodOperator || !strings.Contains(string(tx.Evidence), "scrapped") || !strings.Contains(string(tx.Evidence), "snapshot") {
+		t.Errorf("%s by %s: %s", tx.State, tx.DecidedBy, tx.Evidence)
 	}
 }
 

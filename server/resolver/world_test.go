@@ -307,7 +307,7 @@ func (i instance) Ask(ctx context.Context, name, database string, txs []*outboxv
 	answers := make([]*outboxv1.SessionRequest_CheckAnswer, 0, len(seen))
 	for k, f := range seen {
 		answers = append(answers, &outboxv1.SessionRequest_CheckAnswer{
-			TransactionId: k.Transaction[:], Outcome: f.outcome, Reason: f.reason, Evidence: f.evidence, NaiveWrong: f.naiveWrong,
+			TransactionId: k.Transaction[:], Outcome: f.outcome, Reason: f.reason, Evidence: f.evidence, NaiveWrong: f.naiveWrong, FailedOverTo: f.failedOver,
 		})
 	}
 	return answers, nil

@@ -221,9 +221,10 @@ func (p *platform) look(g *gone) look {
 		parked:       query[int](p, `SELECT count(*) FROM outbox.parked`+ofGone),
 		log:          query[int](p, `SELECT count(*) FROM outbox.log WHERE xid IN (SELECT log_xid FROM outbox.tx`+ofGone+` AND state = 0)`),
 		checks:       query[int](p, `SELECT coalesce(max(checks), 0) FROM outbox.parked`+ofGone),
-		cursor:       query[uint64](p, `SELECT min(xid)::text::bigint FROM outbox.shard`),
-		serverMiB:    memoryMiB(p.t, p.servers[0]),
-		relayMiB:     memoryMiB(p.t, p.relays[0]),
+		cursor: query[uint64](p, `SELECT coalesce(min(s.xid), '0')::text::bigint FROM outbox.shard s
+			WHERE EXISTS (SELECT FROM outbox.log l WHERE l.shard = s.shard AND l.xid > '`+strconv.FormatUint(g.newest, 10)+`')`), // an idle one has nowhere to go
+		serverMiB: memoryMiB(p.t, p.servers[0]),
+		relayMiB:  memoryMiB(p.t, p.relays[0]),
 	}
 }
 

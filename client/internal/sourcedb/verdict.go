@@ -204,6 +204,11 @@ func rule(t client.CheckTransaction, s sighting) (v client.Verdict, ask bool) {
 	switch why := otherPlace(d, s); {
 	case why != "":
 		return verdict(t, s, client.OutcomeUnknown, why), false
+	case s.timeline != d.Timeline:
+		v := verdict(t, s, client.OutcomeUnknown, fmt.Sprintf(
+			"the server is on timeline %d, not %d: after a failover an operator has to confirm that the old primary is fenced", s.timeline, d.Timeline))
+		v.FailedOverTo = s.timeline
+		return v, false
 	case s.ended:
 		return verdict(t, s, client.OutcomeAborted, ""), false
 	}
@@ -221,9 +226,6 @@ func otherPlace(d client.DatabaseTransaction, s sighting) string {
 		return fmt.Sprintf("another marker table: oid %d, not %d; check the search_path", s.marker, d.MarkerOID)
 	case s.rls:
 		return "row security is active on the marker table: rows may be hidden"
-	case s.timeline != d.Timeline:
-		return fmt.Sprintf("the server is on timeline %d, not %d: after a failover an operator has to confirm that the old primary is fenced",
-			s.timeline, d.Timeline)
 	}
 	return ""
 }

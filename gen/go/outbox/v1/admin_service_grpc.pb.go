@@ -78,8 +78,8 @@ type AdminServiceClient interface {
 	CheckTransaction(ctx context.Context, in *CheckTransactionRequest, opts ...grpc.CallOption) (*CheckTransactionResponse, error)
 	// ConfirmFailover says that the primary which wrote a timeline of a source database is fenced for good. Every in-doubt
 	// transaction of that timeline is then decided by its marker on the present primary: COMMITTED if it is there, ABORTED if
-	// not. It needs direct access to the database (dsn_ref).
-	// FAILED_PRECONDITION: no direct access, or the database is not on a later timeline of the same system.
+	// not. The database is asked directly (dsn_ref), or without that, live sessions of the source are.
+	// FAILED_PRECONDITION: neither answers.
 	ConfirmFailover(ctx context.Context, in *ConfirmFailoverRequest, opts ...grpc.CallOption) (*ConfirmFailoverResponse, error)
 }
 
@@ -265,8 +265,8 @@ type AdminServiceServer interface {
 	CheckTransaction(context.Context, *CheckTransactionRequest) (*CheckTransactionResponse, error)
 	// ConfirmFailover says that the primary which wrote a timeline of a source database is fenced for good. Every in-doubt
 	// transaction of that timeline is then decided by its marker on the present primary: COMMITTED if it is there, ABORTED if
-	// not. It needs direct access to the database (dsn_ref).
-	// FAILED_PRECONDITION: no direct access, or the database is not on a later timeline of the same system.
+	// not. The database is asked directly (dsn_ref), or without that, live sessions of the source are.
+	// FAILED_PRECONDITION: neither answers.
 	ConfirmFailover(context.Context, *ConfirmFailoverRequest) (*ConfirmFailoverResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }

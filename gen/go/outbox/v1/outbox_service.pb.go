@@ -1240,7 +1240,11 @@ type SessionRequest_CheckAnswer struct {
 	// What the answer rests on: a JSON object with system_identifier, timeline, snapshot, time.
 	Evidence string `protobuf:"bytes,4,opt,name=evidence,proto3" json:"evidence,omitempty"`
 	// True if pg_xact_status alone would have said something else that is wrong.
-	NaiveWrong    bool `protobuf:"varint,5,opt,name=naive_wrong,json=naiveWrong,proto3" json:"naive_wrong,omitempty"`
+	NaiveWrong bool `protobuf:"varint,5,opt,name=naive_wrong,json=naiveWrong,proto3" json:"naive_wrong,omitempty"`
+	// Only with UNKNOWN: the timeline that the server is on, when nothing but this timeline keeps the transaction, which has no
+	// marker there, from being ABORTED. It is when an operator has confirmed that the old primary is fenced
+	// (AdminService.ConfirmFailover).
+	FailedOverTo  uint32 `protobuf:"varint,6,opt,name=failed_over_to,json=failedOverTo,proto3" json:"failed_over_to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1308,6 +1312,13 @@ func (x *SessionRequest_CheckAnswer) GetNaiveWrong() bool {
 		return x.NaiveWrong
 	}
 	return false
+}
+
+func (x *SessionRequest_CheckAnswer) GetFailedOverTo() uint32 {
+	if x != nil {
+		return x.FailedOverTo
+	}
+	return 0
 }
 
 // Welcome opens a session.
@@ -1671,7 +1682,7 @@ const file_outbox_v1_outbox_service_proto_rawDesc = "" +
 	"\x06source\x18\x01 \x01(\tB\x0e\xbaH\vr\t \x01(\xff\x01\xba\x01\x01\x00R\x06source\x12.\n" +
 	"\x0etransaction_id\x18\x02 \x01(\fB\a\xbaH\x04z\x02h\x10R\rtransactionId\"R\n" +
 	"\x16GetTransactionResponse\x128\n" +
-	"\vtransaction\x18\x01 \x01(\v2\x16.outbox.v1.TransactionR\vtransaction\"\xb1\t\n" +
+	"\vtransaction\x18\x01 \x01(\v2\x16.outbox.v1.TransactionR\vtransaction\"\xd7\t\n" +
 	"\x0eSessionRequest\x127\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1f.outbox.v1.SessionRequest.HelloH\x00R\x05hello\x127\n" +
 	"\x05calls\x18\x02 \x01(\v2\x1f.outbox.v1.SessionRequest.CallsH\x00R\x05calls\x12M\n" +
@@ -1693,14 +1704,15 @@ const file_outbox_v1_outbox_service_proto_rawDesc = "" +
 	"\fCheckAnswers\x12\x1f\n" +
 	"\vquestion_id\x18\x01 \x01(\x04R\n" +
 	"questionId\x12?\n" +
-	"\aanswers\x18\x02 \x03(\v2%.outbox.v1.SessionRequest.CheckAnswerR\aanswers\x1a\xed\x02\n" +
+	"\aanswers\x18\x02 \x03(\v2%.outbox.v1.SessionRequest.CheckAnswerR\aanswers\x1a\x93\x03\n" +
 	"\vCheckAnswer\x12.\n" +
 	"\x0etransaction_id\x18\x01 \x01(\fB\a\xbaH\x04z\x02h\x10R\rtransactionId\x12G\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2-.outbox.v1.SessionRequest.CheckAnswer.OutcomeR\aoutcome\x12 \n" +
 	"\x06reason\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x06reason\x12$\n" +
 	"\bevidence\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80 R\bevidence\x12\x1f\n" +
 	"\vnaive_wrong\x18\x05 \x01(\bR\n" +
-	"naiveWrong\"|\n" +
+	"naiveWrong\x12$\n" +
+	"\x0efailed_over_to\x18\x06 \x01(\rR\ffailedOverTo\"|\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11OUTCOME_COMMITTED\x10\x01\x12\x13\n" +

@@ -207,8 +207,8 @@ class AdminServiceServicer:
     def ConfirmFailover(self, request, context):
         """ConfirmFailover says that the primary which wrote a timeline of a source database is fenced for good. Every in-doubt
         transaction of that timeline is then decided by its marker on the present primary: COMMITTED if it is there, ABORTED if
-        not. It needs direct access to the database (dsn_ref).
-        FAILED_PRECONDITION: no direct access, or the database is not on a later timeline of the same system.
+        not. The database is asked directly (dsn_ref), or without that, live sessions of the source are.
+        FAILED_PRECONDITION: neither answers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -124,7 +124,7 @@ class SessionRequest(_message.Message):
         answers: _containers.RepeatedCompositeFieldContainer[SessionRequest.CheckAnswer]
         def __init__(self, question_id: _Optional[int] = ..., answers: _Optional[_Iterable[_Union[SessionRequest.CheckAnswer, _Mapping]]] = ...) -> None: ...
     class CheckAnswer(_message.Message):
-        __slots__ = ("transaction_id", "outcome", "reason", "evidence", "naive_wrong")
+        __slots__ = ("transaction_id", "outcome", "reason", "evidence", "naive_wrong", "failed_over_to")
         class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
             __slots__ = ()
             OUTCOME_UNSPECIFIED: _ClassVar[SessionRequest.CheckAnswer.Outcome]
@@ -142,12 +142,14 @@ class SessionRequest(_message.Message):
         REASON_FIELD_NUMBER: _ClassVar[int]
         EVIDENCE_FIELD_NUMBER: _ClassVar[int]
         NAIVE_WRONG_FIELD_NUMBER: _ClassVar[int]
+        FAILED_OVER_TO_FIELD_NUMBER: _ClassVar[int]
         transaction_id: bytes
         outcome: SessionRequest.CheckAnswer.Outcome
         reason: str
         evidence: str
         naive_wrong: bool
-        def __init__(self, transaction_id: _Optional[bytes] = ..., outcome: _Optional[_Union[SessionRequest.CheckAnswer.Outcome, str]] = ..., reason: _Optional[str] = ..., evidence: _Optional[str] = ..., naive_wrong: _Optional[bool] = ...) -> None: ...
+        failed_over_to: int
+        def __init__(self, transaction_id: _Optional[bytes] = ..., outcome: _Optional[_Union[SessionRequest.CheckAnswer.Outcome, str]] = ..., reason: _Optional[str] = ..., evidence: _Optional[str] = ..., naive_wrong: _Optional[bool] = ..., failed_over_to: _Optional[int] = ...) -> None: ...
     HELLO_FIELD_NUMBER: _ClassVar[int]
     CALLS_FIELD_NUMBER: _ClassVar[int]
     CHECK_ANSWERS_FIELD_NUMBER: _ClassVar[int]
