@@ -90,6 +90,9 @@ func (c *runCmd) Run(ctx context.Context) error {
 // once does one run. An error means that nothing can be said.
 func (c *runCmd) once(ctx context.Context) (v verdict, err error) {
 	begun := time.Now()
+	// Nothing may keep a run for ever: then it says that it does not know.
+	ctx, cancel := context.WithTimeout(ctx, c.Length+c.Patience+4*time.Minute)
+	defer cancel()
 	v = verdict{Verdict: "unknown", Seed: c.Seed, Violations: []check.Violation{}, Faults: map[string]int{}, Revision: revision, Command: c.command(), Broker: "kfake"}
 	if c.Apache > 0 {
 		v.Broker = fmt.Sprintf("apache kafka %s, %d nodes", kafka.ApacheVersion, c.Apache)
@@ -104,7 +107,7 @@ func (c *runCmd) once(ctx context.Context) (v verdict, err error) {
 	}
 	// Whoever wants to know why finds everything; a valid run leaves nothing but its results.
 	defer func() {
-		if v.Verdict == "valid" && !c.Keep {
+		if (v.Verdict == "valid" || c.mutant != "") && !c.Keep {
 			_ = os.RemoveAll(dir)
 		} else {
 			say("logs and journals are in %s", dir)
@@ -126,11 +129,13 @@ func (c *runCmd) once(ctx context.Context) (v verdict, err error) {
 	if c.small {
 		config.Servers, config.Relays = 1, 2
 	}
+	started := time.Now()
 	cl, err := cluster.Start(ctx, config)
 	if err != nil {
 		return v, err
 	}
 	defer cl.Stop(context.WithoutCancel(ctx))
+	say("seed %d: deployed in %.1f s", c.Seed, time.Since(started).Seconds())
 	run, n, err := c.play(ctx, cl)
 	if n != nil {
 		v.Faults, v.Cannot = n.Hits(), n.Cannot()

@@ -20,6 +20,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/outbox-platform/outbox/embedded/kafka"
+	"github.com/outbox-platform/outbox/test/robustness/driver"
 )
 
 // Broker is a Kafka cluster behind proxies.
@@ -163,9 +164,11 @@ func asKafkaError(code int16) *kerr.Error {
 
 func (b *fakeBrokers) order(ctx context.Context, order string) error {
 	content := fmt.Sprintf("%s %d", order, time.Now().UnixNano())
-	if err := os.WriteFile(b.control, []byte(content), 0o600); err != nil {
+	if err := driver.Order(b.control, content); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
 	for {
 		if done, err := os.ReadFile(b.control + ".done"); err == nil && string(done) == content {
 			return nil

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/outbox-platform/outbox/embedded/process"
+	"github.com/outbox-platform/outbox/test/robustness/driver"
 )
 
 // startLimit bounds the start of one process on a busy machine.
@@ -164,7 +165,7 @@ var errNotHit = errors.New("nothing passed it")
 // KillAt lets it kill itself when it passes a point for the n-th time from now, and waits for that.
 func (p *Process) KillAt(ctx context.Context, point string, n int) error {
 	_ = os.Remove(p.control() + ".hit")
-	if err := os.WriteFile(p.control(), fmt.Appendf(nil, "%s %d", point, n), 0o600); err != nil {
+	if err := driver.Order(p.control(), fmt.Sprintf("%s %d", point, n)); err != nil {
 		return err
 	}
 	p.mu.Lock()

@@ -73,7 +73,15 @@ const (
 // Give writes an order.
 func Give(control, order string) error {
 	// The same order may come twice: what is written must differ.
-	return os.WriteFile(control, fmt.Appendf(nil, "%s %d", order, time.Now().UnixNano()), 0o600)
+	return Order(control, fmt.Sprintf("%s %d", order, time.Now().UnixNano()))
+}
+
+// Order writes a file that another process watches: it sees all of it, or what was there before.
+func Order(path, content string) error {
+	if err := os.WriteFile(path+".new", []byte(content), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
 }
 
 // Obeyed reports whether the last order given was carried out.

@@ -123,7 +123,9 @@ func (n *Nemesis) Run(ctx context.Context, length time.Duration) {
 		break
 	}
 	under.Wait()
-	n.heal(context.WithoutCancel(ctx))
+	healing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
+	defer cancel()
+	n.heal(healing)
 }
 
 func (n *Nemesis) intN(most int) int { n.mu.Lock(); defer n.mu.Unlock(); return n.random.IntN(most) }
