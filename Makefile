@@ -56,6 +56,7 @@ bench: build ## Measure against what a team would write instead; BENCHFLAGS are 
 SECONDS ?= 90
 SEED ?= 1
 BROKER ?= kfake
+MUTANTS_TABLE ?= test/robustness/README.md
 ROBUSTNESS_LD = -ldflags "-X main.version=$(VERSION) -X main.revision=$(VERSION)"
 
 bin/robustness: $(GOFILES)
@@ -75,7 +76,7 @@ robustness: bin/robustness bin/outbox-failpoints ## Break everything for SECONDS
 		$(patsubst apache%,--apache=%,$(filter apache%,$(BROKER))) $(FLAGS)
 
 robustness-mutants: bin/robustness-mutant bin/outbox-mutant ## Put each of twelve known faults in, see that the suite notices, and write the table into its README
-	@bin/robustness-mutant mutants --program bin/outbox-mutant --readme test/robustness/README.md $(FLAGS)
+	@bin/robustness-mutant mutants --program bin/outbox-mutant --readme "$(MUTANTS_TABLE)" $(FLAGS)
 
 tools: ## Fetch and build the pinned tools now rather than on first use
 	tools/third-party.sh

@@ -638,8 +638,9 @@ func clusterError(ctx context.Context, s *stroke) error {
 }
 
 // recordError: Kafka refuses records for good; an operator has to let the aggregates go on.
+// A record that is refused is tried once more in a batch of its own: several refusals make one for good.
 func recordError(ctx context.Context, s *stroke) error {
-	if err := s.refuse(ctx, topicOf(s), invalidRecord, 1+s.random.IntN(3)); err != nil {
+	if err := s.refuse(ctx, topicOf(s), invalidRecord, 6+s.random.IntN(10)); err != nil {
 		return err
 	}
 	_, err := Redrive(context.WithoutCancel(ctx), s.Cluster)
