@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-short simulate model cover robustness robustness-mutants lint fmt generate check-generated build bench tools clean
+.PHONY: help run test test-python test-short simulate model cover robustness robustness-mutants lint lint-python fmt generate check-generated build bench tools clean
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GOFILES := $(shell git ls-files --cached --others --exclude-standard '*.go' go.mod go.sum 'migrations/*.sql' 2>/dev/null)
@@ -21,6 +21,10 @@ bin/outbox: $(GOFILES)
 test: ## Run every test, with the race detector, against real PostgreSQL and Kafka (see CONTRIBUTING.md)
 	@if [ -x test/prerequisites.sh ]; then test/prerequisites.sh; fi
 	go test -race -timeout 30m $(TESTFLAGS) ./...
+	@$(MAKE) --no-print-directory test-python
+
+test-python: build ## Run every test of the Python SDK (PYTESTFLAGS), and its unit tests on every supported Python that is there
+	tools/python-test.sh $(PYTESTFLAGS)
 
 simulate: ## Drive relay, writer and resolver through SCHEDULES=20000 seeded interleavings from SEED=1 (see test/simulation)
 	go test ./test/simulation -run 'TestSchedules' -v -timeout 20m -schedules $(or $(SCHEDULES),20000) -seed $(or $(SEED),1)
@@ -29,19 +33,27 @@ cover: ## Run every test and print the coverage of the packages that promise one
 	go test -timeout 30m -coverprofile=cover.out -coverpkg=./store/...,./relay/...,./server/...,./client/... ./...
 	@tools/cover.sh cover.out
 
-lint: ## Lint Go, protos and the API's compatibility with main (or BASE=revision)
+lint: ## Lint Go, Python, protos and the API's compatibility with main (or BASE=revision)
 	tools/third-party.sh
 	tools/golangci-lint.sh run
 	tools/buf.sh lint
 	tools/buf.sh format --diff --exit-code proto
 	tools/breaking.sh
+	@$(MAKE) --no-print-directory lint-python
 
-fmt: ## Format Go and protos
+lint-python: ## Lint the Python SDK: ruff, mypy strict
+	tools/python-sdk.sh default ruff check
+	tools/python-sdk.sh default ruff format --check
+	tools/python-sdk.sh default env MYPYPATH=src mypy
+
+fmt: ## Format Go, Python and protos
 	tools/golangci-lint.sh fmt
+	tools/python-sdk.sh default ruff check --fix --select I
+	tools/python-sdk.sh default ruff format
 	tools/third-party.sh
 	tools/buf.sh format -w proto
 
-generate: ## Generate gen/go and gen/python from proto/
+generate: ## Generate gen/go, gen/python and the Python SDK's _gen from proto/
 	tools/third-party.sh
 	tools/buf.sh format -w proto
 	tools/generate.sh .

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 import pytest
@@ -25,6 +25,8 @@ from outbox_client._gen.outbox.v1 import outbox_service_pb2 as pb
 from outbox_client.event import event_to_proto
 from outbox_client.testing import FakePlatform
 
+T = TypeVar("T")
+
 REPOSITORY = Path(__file__).parents[3]
 BINARY = Path(os.environ.get("OUTBOX_BIN", REPOSITORY / "bin" / "outbox"))
 TABLES = """
@@ -33,7 +35,7 @@ CREATE TABLE late (id text UNIQUE DEFERRABLE INITIALLY DEFERRED);
 """
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout: float = 20.0) -> Any:
+def wait_for(condition: Callable[[], T | None], what: str, timeout: float = 20.0) -> T:
     """Polls until a condition holds, and returns what it returned."""
     deadline = time.monotonic() + timeout
     while True:

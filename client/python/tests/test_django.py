@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unittest
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,7 +65,9 @@ def committed(platform: FakePlatform, *ids: str) -> None:
 
 
 def test_the_migration_makes_the_table_of_the_ddl(db: SourceDatabase, stack: Stack) -> None:
-    columns = "SELECT column_name, data_type, is_nullable, column_default FROM information_schema.columns WHERE table_name = 'outbox_marker' ORDER BY 1"
+    columns = """
+        SELECT column_name, data_type, is_nullable, column_default, is_identity
+        FROM information_schema.columns WHERE table_name = 'outbox_marker' ORDER BY 1"""
     assert db.rows(columns) == SourceDatabase(stack).rows(columns)
 
 
@@ -246,19 +249,20 @@ def test_requests(db: SourceDatabase, platform: FakePlatform) -> None:
 def test_in_a_testcase(db: SourceDatabase, platform: FakePlatform) -> None:
     from django.test import TestCase
 
-    class Shop(TestCase):
+    class Shop(TestCase):  # type: ignore[misc]
         def test_it(self) -> None:
             with outbox.atomic():
                 django_project.insert("1")
                 outbox.publish(order())
             assert [e.aggregate_id for e in platform.published()] == ["1"]
-            with self.assertRaises(ZeroDivisionError), outbox.atomic():
+            with pytest.raises(ZeroDivisionError), outbox.atomic():
                 outbox.publish(order("2"))
                 raise ZeroDivisionError
             assert [e.aggregate_id for e in platform.published()] == ["1"]
 
-    result = Shop("test_it").run()
-    assert result is not None
+    result = unittest.TestResult()
+    unittest.TestSuite([Shop("test_it")]).run(result)
+    assert result.testsRun == 1
     assert not result.errors, result.errors
     assert not result.failures, result.failures
     assert db.orders() == []

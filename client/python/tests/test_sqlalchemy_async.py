@@ -73,7 +73,9 @@ async def committed(platform: FakePlatform, *ids: str) -> None:
     await until(platform, lambda: [e.aggregate_id for e in platform.published()] == list(ids), f"orders {ids}")
 
 
-async def test_commit_publishes(outbox, session, platform, db):
+async def test_commit_publishes(
+    outbox: Outbox[AsyncOutboxClient], session: AsyncSession, platform: FakePlatform, db: SourceDatabase
+) -> None:
     async with outbox.transaction(session) as tx:
         await place(session)
         ids = tx.publish(order("1"), order("1", "paid"))
@@ -81,6 +83,7 @@ async def test_commit_publishes(outbox, session, platform, db):
     await committed(platform, "1", "1")
     [stored] = platform.transactions()
     assert [e.event_id for e in stored.events] == ids
+    assert stored.database_transaction is not None
     assert stored.database_transaction.system_identifier == db.value(
         "SELECT system_identifier FROM pg_control_system()"
     )
@@ -89,7 +92,9 @@ async def test_commit_publishes(outbox, session, platform, db):
     assert len(platform.calls("prepare")) == 1
 
 
-async def test_prepare_comes_before_commit_and_commit_after(outbox, session, platform, db):
+async def test_prepare_comes_before_commit_and_commit_after(
+    outbox: Outbox[AsyncOutboxClient], session: AsyncSession, platform: FakePlatform, db: SourceDatabase
+) -> None:
     seen = []
     platform.fault = lambda call: seen.append((call.name, db.orders()))
     async with outbox.transaction(session) as tx:
@@ -99,7 +104,9 @@ async def test_prepare_comes_before_commit_and_commit_after(outbox, session, pla
     assert [s for s in seen if s[0] in ("prepare", "commit")] == [("prepare", []), ("commit", ["1"])]
 
 
-async def test_exception_rolls_back(outbox, session, platform, db):
+async def test_exception_rolls_back(
+    outbox: Outbox[AsyncOutboxClient], session: AsyncSession, platform: FakePlatform, db: SourceDatabase
+) -> None:
     with pytest.raises(ZeroDivisionError):
         async with outbox.transaction(session) as tx:
             await place(session)
@@ -114,7 +121,7 @@ async def test_exception_rolls_back(outbox, session, platform, db):
     assert db.orders() == ["2"]
 
 
-async def test_hooks_commit(outbox, session, platform):
+async def test_hooks_commit(outbox: Outbox[AsyncOutboxClient], session: AsyncSession, platform: FakePlatform) -> None:
     ids = outbox.collect(session, order("1"))
     assert [e.event_id for e in outbox.pending(session)] == ids
     await place(session)
@@ -126,7 +133,9 @@ async def test_hooks_commit(outbox, session, platform):
     assert len(platform.calls("prepare")) == 1
 
 
-async def test_hooks_in_begin_block(outbox, session, platform, db):
+async def test_hooks_in_begin_block(
+    outbox: Outbox[AsyncOutboxClient], session: AsyncSession, platform: FakePlatform, db: SourceDatabase
+) -> None:
     async with session.begin():
         await place(session)
         outbox.collect(session, order())
@@ -143,7 +152,9 @@ async def test_hooks_in_begin_block(outbox, session, platform, db):
 
 
 @pytest.mark.parametrize("end", ["rollback", "close", "invalidate"])
-async def test_hooks_without_commit(outbox, session, platform, db, end):
+async def test_hooks_without_commit(
+    outbox: Outbox[AsyncOutboxClient], session: AsyncSession, platform: FakePlatform, db: SourceDatabase, end: str
+) -> None:
     await place(session)
     outbox.collect(session, order())
     await getattr(session, end)()
@@ -154,7 +165,9 @@ async def test_hooks_without_commit(outbox, session, platform, db, end):
     assert db.orders() == ["2"]
 
 
-async def test_a_rolled_back_savepoint_takes_its_events_along(outbox, session, platform):
+async def test_a_rolled_back_savepoint_takes_its_events_along(
+    outbox: Outbox[AsyncOutboxClient], session: AsyncSession, platform: FakePlatform
+) -> None:
     async with outbox.transaction(session) as tx:
         await place(session)
         tx.publish(order("1"))
@@ -172,7 +185,9 @@ async def test_a_rolled_back_savepoint_takes_its_events_along(outbox, session, p
     await committed(platform, "1", "4", "6")
 
 
-async def test_a_savepoint_before_the_first_event(outbox, session, platform):
+async def test_a_savepoint_before_the_first_event(
+    outbox: Outbox[AsyncOutboxClient], session: AsyncSession, platform: FakePlatform
+) -> None:
     await place(session)
     savepoint = await session.begin_nested()
     outbox.collect(session, order("1"))
@@ -185,7 +200,9 @@ async def test_a_savepoint_before_the_first_event(outbox, session, platform):
     await committed(platform, "2", "3")
 
 
-async def test_a_failing_statement_in_a_savepoint(outbox, session, platform, db):
+async def test_a_failing_statement_in_a_savepoint(
+    outbox: Outbox[AsyncOutboxClient], session: AsyncSession, platform: FakePlatform, db: SourceDatabase
+) -> None:
     async with outbox.transaction(session) as tx:
         await place(session)
         tx.publish(order("1"))
@@ -197,7 +214,9 @@ async def test_a_failing_statement_in_a_savepoint(outbox, session, platform, db)
     await committed(platform, "1", "3")
 
 
-async def test_only_savepoint_events_rolled_back_prepares_nothing(outbox, session, platform, db):
+async def test_only_savepoint_events_rolled_back_prepares_nothing(
+    outbox: Outbox[AsyncOutboxClient], session: AsyncSession, platform: FakePlatform, db: SourceDatabase
+) -> None:
     async with outbox.transaction(session) as tx:
         await place(session)
         savepoint = await session.begin_nested()
@@ -207,7 +226,9 @@ async def test_only_savepoint_events_rolled_back_prepares_nothing(outbox, sessio
     assert not platform.calls("prepare")
 
 
-async def test_a_retry_loop_has_a_new_id_for_each_attempt(outbox, engine, platform, db):
+async def test_a_retry_loop_has_a_new_id_for_each_attempt(
+    outbox: Outbox[AsyncOutboxClient], engine: AsyncEngine, platform: FakePlatform, db: SourceDatabase
+) -> None:
     await asyncio.to_thread(db.execute, "INSERT INTO orders (id) VALUES ('1')")
     attempts = 0
     waiting = 0
@@ -244,7 +265,9 @@ async def test_a_retry_loop_has_a_new_id_for_each_attempt(outbox, engine, platfo
     assert db.value("SELECT n FROM orders") == 2
 
 
-async def test_certain_error_in_commit_aborts(outbox, session, platform, db):
+async def test_certain_error_in_commit_aborts(
+    outbox: Outbox[AsyncOutboxClient], session: AsyncSession, platform: FakePlatform, db: SourceDatabase
+) -> None:
     with pytest.raises(IntegrityError):
         async with outbox.transaction(session) as tx:
             await session.execute(text("INSERT INTO late VALUES ('a'), ('a')"))
@@ -259,7 +282,13 @@ async def test_certain_error_in_commit_aborts(outbox, session, platform, db):
     await until(platform, lambda: [t.state for t in platform.transactions()] == [State.ABORTED] * 2, "the abort")
 
 
-async def test_unknown_outcome_sends_neither(outbox, session, platform, db, engine):
+async def test_unknown_outcome_sends_neither(
+    outbox: Outbox[AsyncOutboxClient],
+    session: AsyncSession,
+    platform: FakePlatform,
+    db: SourceDatabase,
+    engine: AsyncEngine,
+) -> None:
     """The connection breaks as COMMIT is sent."""
 
     @event.listens_for(engine.sync_engine, "commit")
@@ -290,7 +319,9 @@ async def test_unknown_outcome_sends_neither(outbox, session, platform, db, engi
     assert not platform.calls("abort")
 
 
-async def test_refused_events_roll_back(outbox, session, platform, db):
+async def test_refused_events_roll_back(
+    outbox: Outbox[AsyncOutboxClient], session: AsyncSession, platform: FakePlatform, db: SourceDatabase
+) -> None:
     platform.fault = lambda call: (
         Fault(error=fault_error(grpc.StatusCode.PERMISSION_DENIED, Reason.TOPIC_DENIED, topic="orders"))
         if call.name == "prepare"
@@ -305,7 +336,9 @@ async def test_refused_events_roll_back(outbox, session, platform, db):
     assert db.markers() == 0
 
 
-async def test_invalid_event_leaves_the_session_usable(outbox, session, platform, db):
+async def test_invalid_event_leaves_the_session_usable(
+    outbox: Outbox[AsyncOutboxClient], session: AsyncSession, platform: FakePlatform, db: SourceDatabase
+) -> None:
     async with outbox.transaction(session) as tx:
         await place(session)
         with pytest.raises(InvalidError):
@@ -314,7 +347,9 @@ async def test_invalid_event_leaves_the_session_usable(outbox, session, platform
     await committed(platform, "2")
 
 
-async def test_a_transaction_that_could_not_be_prepared_must_not_commit(outbox, session, platform, db):
+async def test_a_transaction_that_could_not_be_prepared_must_not_commit(
+    outbox: Outbox[AsyncOutboxClient], session: AsyncSession, platform: FakePlatform, db: SourceDatabase
+) -> None:
     platform.fault = lambda call: (
         Fault(error=fault_error(grpc.StatusCode.PERMISSION_DENIED, Reason.SOURCE_DENIED))
         if call.name == "prepare"
@@ -331,7 +366,9 @@ async def test_a_transaction_that_could_not_be_prepared_must_not_commit(outbox, 
     assert db.orders() == []
 
 
-async def test_synchronous_commit_off_is_refused(outbox, session, platform, db):
+async def test_synchronous_commit_off_is_refused(
+    outbox: Outbox[AsyncOutboxClient], session: AsyncSession, platform: FakePlatform, db: SourceDatabase
+) -> None:
     with pytest.raises(AsyncCommitError):
         async with outbox.transaction(session) as tx:
             await session.execute(text("SET LOCAL synchronous_commit = off"))
@@ -339,7 +376,9 @@ async def test_synchronous_commit_off_is_refused(outbox, session, platform, db):
     assert not platform.calls("prepare")
 
 
-async def test_sessions_in_a_foreign_transaction_are_refused(outbox, engine, platform, db):
+async def test_sessions_in_a_foreign_transaction_are_refused(
+    outbox: Outbox[AsyncOutboxClient], engine: AsyncEngine, platform: FakePlatform, db: SourceDatabase
+) -> None:
     async with engine.connect() as connection, connection.begin() as outer:
         async with AsyncSession(connection, join_transaction_mode="create_savepoint") as session:
             await place(session)
@@ -361,7 +400,9 @@ async def test_sessions_in_a_foreign_transaction_are_refused(outbox, engine, pla
     assert not platform.calls("prepare")
 
 
-async def test_marker_in_a_savepoint_that_we_cannot_see_is_refused(outbox, session, platform, db):
+async def test_marker_in_a_savepoint_that_we_cannot_see_is_refused(
+    outbox: Outbox[AsyncOutboxClient], session: AsyncSession, platform: FakePlatform, db: SourceDatabase
+) -> None:
     with pytest.raises(SavepointError):
         async with outbox.transaction(session) as tx:
             await place(session)
@@ -370,7 +411,9 @@ async def test_marker_in_a_savepoint_that_we_cannot_see_is_refused(outbox, sessi
     assert not platform.calls("prepare")
 
 
-async def test_missing_marker_table(outbox, session, platform, db):
+async def test_missing_marker_table(
+    outbox: Outbox[AsyncOutboxClient], session: AsyncSession, platform: FakePlatform, db: SourceDatabase
+) -> None:
     db.execute("DROP TABLE outbox_marker")
     with pytest.raises(DBAPIError, match="outbox_marker"):
         async with outbox.transaction(session) as tx:
@@ -382,7 +425,13 @@ async def test_missing_marker_table(outbox, session, platform, db):
 # --- the platform is away ---
 
 
-async def test_spill_and_drain(outbox, session, platform, db, client):
+async def test_spill_and_drain(
+    outbox: Outbox[AsyncOutboxClient],
+    session: AsyncSession,
+    platform: FakePlatform,
+    db: SourceDatabase,
+    client: AsyncOutboxClient,
+) -> None:
     await asyncio.to_thread(platform.stop)
     for id in ("1", "2"):
         async with outbox.transaction(session) as tx:
@@ -400,7 +449,13 @@ async def test_spill_and_drain(outbox, session, platform, db, client):
     assert [c.name for c in platform.calls() if c.events] == ["publish", "publish", "prepare"]
 
 
-async def test_later_transactions_spill_behind_spilled_ones(outbox, session, platform, db, client):
+async def test_later_transactions_spill_behind_spilled_ones(
+    outbox: Outbox[AsyncOutboxClient],
+    session: AsyncSession,
+    platform: FakePlatform,
+    db: SourceDatabase,
+    client: AsyncOutboxClient,
+) -> None:
     """The platform answers Prepare again, but the first request still waits in the database."""
     away = True
     platform.fault = lambda call: (
@@ -420,7 +475,9 @@ async def test_later_transactions_spill_behind_spilled_ones(outbox, session, pla
 
 
 @pytest.mark.parametrize("isolation", ["REPEATABLE READ", "SERIALIZABLE"])
-async def test_must_spill_is_asked_with_a_fresh_snapshot(outbox, engine, platform, db, isolation):
+async def test_must_spill_is_asked_with_a_fresh_snapshot(
+    outbox: Outbox[AsyncOutboxClient], engine: AsyncEngine, platform: FakePlatform, db: SourceDatabase, isolation: str
+) -> None:
     platform.fault = lambda call: Fault(silent=True) if call.name == "publish" else None
     async with AsyncSession(engine) as session:
         await session.connection(execution_options={"isolation_level": isolation})
@@ -433,7 +490,9 @@ async def test_must_spill_is_asked_with_a_fresh_snapshot(outbox, engine, platfor
     assert not platform.calls("prepare")
 
 
-async def test_lost_answer_spills_and_the_twin_is_published_once(outbox, session, platform, db):
+async def test_lost_answer_spills_and_the_twin_is_published_once(
+    outbox: Outbox[AsyncOutboxClient], session: AsyncSession, platform: FakePlatform, db: SourceDatabase
+) -> None:
     platform.fault = lambda call: Fault(lose_answer=call.name == "prepare")
     async with outbox.transaction(session) as tx:
         await place(session)
@@ -443,7 +502,14 @@ async def test_lost_answer_spills_and_the_twin_is_published_once(outbox, session
     await until(platform, lambda: db.spilled() == 0, "cleared rows")
 
 
-async def test_spill_not_allowed(client, engine, session, platform, db, outbox):
+async def test_spill_not_allowed(
+    client: AsyncOutboxClient,
+    engine: AsyncEngine,
+    session: AsyncSession,
+    platform: FakePlatform,
+    db: SourceDatabase,
+    outbox: Outbox[AsyncOutboxClient],
+) -> None:
     strict = Outbox(client, spill=False)
     platform.fault = lambda call: Fault(silent=call.name in ("prepare", "publish"))
     with pytest.raises(UnavailableError):
@@ -458,7 +524,9 @@ async def test_spill_not_allowed(client, engine, session, platform, db, outbox):
             tx.publish(order())
 
 
-async def test_without_a_registered_database_nothing_spills(client, engine, session, platform, db):
+async def test_without_a_registered_database_nothing_spills(
+    client: AsyncOutboxClient, engine: AsyncEngine, session: AsyncSession, platform: FakePlatform, db: SourceDatabase
+) -> None:
     plain = Outbox(client)
     async with plain.transaction(session) as tx:
         await place(session)
@@ -474,7 +542,9 @@ async def test_without_a_registered_database_nothing_spills(client, engine, sess
             tx.publish(order())
 
 
-async def test_a_failing_statement_between_prepare_and_commit(outbox, session, platform, db):
+async def test_a_failing_statement_between_prepare_and_commit(
+    outbox: Outbox[AsyncOutboxClient], session: AsyncSession, platform: FakePlatform, db: SourceDatabase
+) -> None:
     """PostgreSQL answers COMMIT with ROLLBACK then, and no driver says so: nothing may be told to the platform."""
 
     @event.listens_for(session.sync_session, "before_commit")
@@ -493,7 +563,9 @@ async def test_a_failing_statement_between_prepare_and_commit(outbox, session, p
     assert not platform.calls("commit")
 
 
-async def test_abort_when_another_hook_refuses(outbox, session, platform, db):
+async def test_abort_when_another_hook_refuses(
+    outbox: Outbox[AsyncOutboxClient], session: AsyncSession, platform: FakePlatform, db: SourceDatabase
+) -> None:
     @event.listens_for(session.sync_session, "before_commit")
     def refuse(s: Any) -> None:
         raise ZeroDivisionError
@@ -506,7 +578,9 @@ async def test_abort_when_another_hook_refuses(outbox, session, platform, db):
     assert db.orders() == []
 
 
-async def test_two_outboxes_in_one_transaction(outbox, session, client, platform):
+async def test_two_outboxes_in_one_transaction(
+    outbox: Outbox[AsyncOutboxClient], session: AsyncSession, client: AsyncOutboxClient, platform: FakePlatform
+) -> None:
     outbox.collect(session, order("1"))
     Outbox(client).collect(session, order("2"))
     other = AsyncOutboxClient(platform.config("other"))
@@ -516,7 +590,13 @@ async def test_two_outboxes_in_one_transaction(outbox, session, client, platform
     await committed(platform, "1", "2")
 
 
-async def test_a_fault_of_ours_after_commit_stays_with_us(outbox, session, platform, client, monkeypatch):
+async def test_a_fault_of_ours_after_commit_stays_with_us(
+    outbox: Outbox[AsyncOutboxClient],
+    session: AsyncSession,
+    platform: FakePlatform,
+    client: AsyncOutboxClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def broken(*args: Any, **kwargs: Any) -> None:
         raise ZeroDivisionError
 
@@ -527,7 +607,13 @@ async def test_a_fault_of_ours_after_commit_stays_with_us(outbox, session, platf
     assert client.stats().alarms == 1
 
 
-async def test_check_back(outbox, engine, session, platform, db):
+async def test_check_back(
+    outbox: Outbox[AsyncOutboxClient],
+    engine: AsyncEngine,
+    session: AsyncSession,
+    platform: FakePlatform,
+    db: SourceDatabase,
+) -> None:
     platform.fault = lambda call: Fault(silent=call.name in ("commit", "abort"))
     async with outbox.transaction(session) as tx:
         await place(session)
@@ -542,7 +628,7 @@ async def test_check_back(outbox, engine, session, platform, db):
     assert (await asyncio.to_thread(platform.ask, stored.id)).outcome == 1
 
 
-def test_engines_and_clients_must_match(db, platform):
+def test_engines_and_clients_must_match(db: SourceDatabase, platform: FakePlatform) -> None:
     with pytest.raises(TypeError):
         Outbox(AsyncOutboxClient(platform.config()), create_async_engine(db.asyncpg_url).sync_engine)
 

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
-from outbox_client.testing import FakePlatform
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -14,6 +13,7 @@ from sqlalchemy.pool import NullPool
 from outbox_client import MARKER_DDL
 from outbox_client.compat.huleedu import close, configure, errors
 from outbox_client.compat.huleedu import repository as repository_module
+from outbox_client.testing import FakePlatform
 
 from .devplatform import DevPlatform
 

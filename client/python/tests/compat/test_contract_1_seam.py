@@ -9,12 +9,12 @@ import sys
 from unittest.mock import AsyncMock
 
 import pytest
-from outbox_client.testing import FakePlatform
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from outbox_client.compat import huleedu
 from outbox_client.compat.huleedu import OutboxRepositoryProtocol, PostgreSQLOutboxRepository
 from outbox_client.compat.huleedu.manager import OutboxManager
+from outbox_client.testing import FakePlatform
 
 from .envelope import envelope
 

@@ -9,12 +9,12 @@ from unittest.mock import AsyncMock
 from uuid import UUID, uuid4
 
 import pytest
-from outbox_client.testing import FakePlatform
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from outbox_client.compat.huleedu import OutboxRepositoryProtocol, PostgreSQLOutboxRepository
 from outbox_client.compat.huleedu.errors import HuleEduError, set_error_factory
 from outbox_client.compat.huleedu.manager import OutboxManager, resolve_partition_key
+from outbox_client.testing import FakePlatform
 
 from .envelope import EventEnvelope, Redis, envelope
 

@@ -7,13 +7,13 @@ import logging
 from uuid import uuid4
 
 import pytest
-from outbox_client.testing import FakePlatform
 from prometheus_client import REGISTRY
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from outbox_client.compat.huleedu import PostgreSQLOutboxRepository, bind
+from outbox_client.testing import FakePlatform
 
 from .test_contract_3_repository import add
 
@@ -115,7 +115,7 @@ async def test_3_1_rollback(
 async def test_3_1_an_exception_that_leaves_the_begin_block_neither_the_user_row_nor_the_event_exist(
     repository: PostgreSQLOutboxRepository, platform: FakePlatform, engine: AsyncEngine
 ) -> None:
-    with pytest.raises(RuntimeError):  # noqa: PT012
+    with pytest.raises(RuntimeError):
         async with AsyncSession(engine) as session, session.begin():
             await insert(session, "anna")
             await add(repository, session=session)
@@ -190,7 +190,7 @@ async def test_3_1_a_savepoint_that_is_rolled_back_takes_its_events_with_it(
 ) -> None:
     async with AsyncSession(engine) as session, session.begin():
         await add(repository, event_key="outer", session=session)
-        with pytest.raises(RuntimeError):  # noqa: PT012
+        with pytest.raises(RuntimeError):
             async with session.begin_nested():
                 await add(repository, event_key="inner", session=session)
                 raise RuntimeError("inner")
@@ -214,7 +214,7 @@ async def test_3_1_without_the_marker_table_the_commit_fails_and_names_it(
 ) -> None:
     async with engine.begin() as c:
         await c.execute(text("DROP TABLE outbox_marker"))
-    with pytest.raises(DBAPIError, match="outbox_marker"):  # noqa: PT012
+    with pytest.raises(DBAPIError, match="outbox_marker"):
         async with AsyncSession(engine) as session, session.begin():
             await insert(session, "anna")
             await add(repository, session=session)
@@ -291,7 +291,7 @@ async def test_bind_makes_call_sites_atomic_without_touching_them(
                 await call_site("committed")
                 await asyncio.create_task(call_site("in a task"))
         assert await published(platform, 2) == ["committed", "in a task"]
-        with pytest.raises(RuntimeError):  # noqa: PT012
+        with pytest.raises(RuntimeError):
             async with session.begin(), bind(session):
                 await call_site("rolled back")
                 raise RuntimeError
@@ -336,11 +336,10 @@ async def test_while_the_platform_is_away_unjoined_writes_wait_in_the_services_d
 async def test_the_circuit_breaker_keeps_callers_from_waiting(
     engine: AsyncEngine, platform: FakePlatform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from outbox_client.testing import Fault
-
     from outbox_client import UnavailableError
     from outbox_client.compat.huleedu.breaker import CircuitOpenError
     from outbox_client.compat.huleedu.platform import platform_of
+    from outbox_client.testing import Fault
 
     monkeypatch.setenv("OUTBOX_FALLBACK", "fail")
     monkeypatch.setenv("OUTBOX_BREAKER_FAILURES", "2")
@@ -377,10 +376,10 @@ async def test_an_answer_of_the_platform_does_not_open_the_breaker(
     repository: PostgreSQLOutboxRepository, platform: FakePlatform, answer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import grpc
-    from outbox_client.testing import Fault
 
     from outbox_client import CallError, DeniedError, InvalidError
     from outbox_client.compat.huleedu.platform import platform_of
+    from outbox_client.testing import Fault
 
     errors: dict[str, CallError] = {
         "denied": DeniedError(grpc.StatusCode.PERMISSION_DENIED, "no", reason="TOPIC_DENIED"),
@@ -430,9 +429,8 @@ def test_the_breaker_lets_one_call_through_at_a_time() -> None:
 async def test_stop_waits_for_acknowledgements(
     repository: PostgreSQLOutboxRepository, platform: FakePlatform, engine: AsyncEngine
 ) -> None:
-    from outbox_client.testing import Fault
-
     from outbox_client.compat.huleedu import EventRelayWorker, OutboxSettings
+    from outbox_client.testing import Fault
 
     platform.fault = lambda call: Fault(after=0.2) if call.name == "commit" else None
     worker = EventRelayWorker(repository, None, OutboxSettings(), "file_service")  # type: ignore[arg-type]

@@ -8,13 +8,13 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from outbox_client.testing import FakePlatform
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from outbox_client import InvalidError
 from outbox_client.compat.huleedu import OutboxRepositoryProtocol, PostgreSQLOutboxRepository
 from outbox_client.compat.huleedu.monitoring import OutboxMetrics
 from outbox_client.compat.huleedu.platform import UnsupportedDatabaseError
+from outbox_client.testing import FakePlatform
 
 SIGNATURES = {
     "__init__": ["self", "engine", "service_name", "enable_metrics"],
