@@ -104,7 +104,11 @@ class BaseClient(ABC):
         """Gets ready for a fork."""
 
     @abstractmethod
-    def _forked(self) -> None:
+    def _forked_parent(self) -> None:
+        """Goes on in the parent."""
+
+    @abstractmethod
+    def _forked_child(self) -> None:
         """Begins anew in the child."""
 
     # --- public ---
@@ -194,10 +198,15 @@ def _before_fork() -> None:
         client._before_fork()
 
 
-def _after_fork() -> None:
+def _after_fork_in_parent() -> None:
+    for client in list(_clients):
+        client._forked_parent()
+
+
+def _after_fork_in_child() -> None:
     for client in list(_clients):
         client._lock = threading.Lock()
-        client._forked()
+        client._forked_child()
 
 
-os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -42,9 +42,9 @@ class AsyncOutboxClient(BaseClient):
 
     def _engine(self) -> Engine:
         """Returns the running loop's engine, made when there is none."""
-        loop = asyncio.get_running_loop()
         if self._broken:
             raise ForkError()
+        loop = asyncio.get_running_loop()
         engine = self._open.get(loop)
         if engine is not None and not engine.closed:
             return engine
@@ -67,7 +67,10 @@ class AsyncOutboxClient(BaseClient):
     def _before_fork(self) -> None:
         pass
 
-    def _forked(self) -> None:
+    def _forked_parent(self) -> None:
+        pass
+
+    def _forked_child(self) -> None:
         self._broken = self._broken or bool(self._open)
         self._open = {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 import uuid
@@ -74,6 +75,7 @@ class OutboxClient(BaseClient):
     def __init__(self, config: Config, *, logger: logging.Logger | None = None) -> None:
         """See BaseClient."""
         self._thread: _EngineThread | None = None
+        self._starting = threading.Lock()  # guards _thread; held during a fork
         super().__init__(config, logger=logger)
 
     def _engines(self) -> list[Engine]:
@@ -85,7 +87,7 @@ class OutboxClient(BaseClient):
         thread = self._thread
         if thread is not None:
             return thread
-        with self._lock:
+        with self._starting:
             if self._closed:
                 raise closed_error()
             if self._thread is None:
@@ -107,18 +109,23 @@ class OutboxClient(BaseClient):
                 # Closed for a fork by another thread. Every call is idempotent.
 
     def _tell_engines(self, registration: Registration) -> None:
-        with self._lock:
+        with self._starting:
             if self._thread is not None:
                 self._thread.soon(self._thread.engine.register, registration)
 
     def _before_fork(self) -> None:
-        with self._lock:
-            thread, self._thread = self._thread, None
+        self._starting.acquire()
+        thread, self._thread = self._thread, None
         if thread is not None:
             thread.stop()
+            del thread
+            gc.collect()  # gRPC's own threads end with its last connection object
 
-    def _forked(self) -> None:
-        self._thread = None
+    def _forked_parent(self) -> None:
+        self._starting.release()
+
+    def _forked_child(self) -> None:
+        self._starting = threading.Lock()
 
     def spilled(self, database: str) -> None:
         """Counts a spilled request and wakes the drainer."""
@@ -145,7 +152,7 @@ class OutboxClient(BaseClient):
 
     def close(self) -> None:
         """Ends upkeep, waits up to Config.close_timeout for Commits that are not acknowledged, and closes the connections."""
-        with self._lock:
+        with self._starting:
             self._closed = True
             thread, self._thread = self._thread, None
         if thread is not None:

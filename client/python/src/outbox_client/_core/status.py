@@ -35,6 +35,9 @@ _BY_CODE: dict[grpc.StatusCode, type[CallError]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: ExhaustedError,
 }
 
+# What grpc.aio says when a stream ended before the first message was written: the server's own status is lost then.
+_ENDED = "Internal error from Core"
+
 PUSHBACK = "grpc-retry-pushback-ms"
 DETAILS = "grpc-status-details-bin"
 
@@ -72,7 +75,10 @@ def error_of_rpc(error: grpc.RpcError | BaseException) -> CallError:
         if isinstance(details, bytes):
             found = error_of_status(status_pb2.Status.FromString(details))
         else:
-            found = kind_of(error.code(), "")(error.code(), error.details() or "")
+            code = error.code()
+            if error.details() == _ENDED:
+                code = grpc.StatusCode.UNAVAILABLE
+            found = kind_of(code, "")(code, error.details() or "")
         pushback = str(trailers.get(PUSHBACK, ""))
         if pushback.isdigit():
             found.retry_after = max(found.retry_after, int(pushback) / 1000)

@@ -64,11 +64,18 @@ def fault_error(code: grpc.StatusCode, reason: str = "", retry_after: float = 0.
 class FakePlatform:
     """The platform. Use it as a context manager, or start and stop it. Safe for concurrent use."""
 
-    def __init__(self, *, sources: Iterable[str] | None = None, topics: Iterable[str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        sources: Iterable[str] | None = None,
+        topics: Iterable[str] | None = None,
+        tls: tuple[bytes, bytes] | None = None,
+    ) -> None:
         """Makes one.
 
-        sources: the names that are registered; None: any. topics: those that are allowed; None: any.
+        sources: the names that are registered; None: any. topics: those that are allowed; None: any. tls: key and certificate (PEM).
         """
+        self._tls = tls
         self.ledger = Ledger()
         self.limits = Limits()
         """The limits in force, told to the next sessions."""
@@ -92,7 +99,11 @@ class FakePlatform:
         pool = ThreadPoolExecutor(64, thread_name_prefix="fake-platform")
         server = grpc.server(pool, options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 20)])
         server.add_generic_rpc_handlers((self._handlers(),))
-        self._port = server.add_insecure_port(f"127.0.0.1:{self._port}")
+        address = f"127.0.0.1:{self._port}"
+        if self._tls is None:
+            self._port = server.add_insecure_port(address)
+        else:
+            self._port = server.add_secure_port(address, grpc.ssl_server_credentials([self._tls]))
         server.start()
         self._server = server
         return self
@@ -239,7 +250,10 @@ class FakePlatform:
             gone = threading.Event()
             context.add_callback(gone.set)
             gone.wait()
-        hello = next(requests).hello
+        first = next(requests, None)
+        if first is None:
+            return
+        hello = first.hello
         try:
             self.check_source(hello.source)
         except CallError as e:
