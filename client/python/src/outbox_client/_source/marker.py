@@ -17,9 +17,10 @@ _SPILLS_WAIT = (
 )
 
 # Writes the marker and reads, in the same round trip, what ties it to its transaction. A plain INSERT: a conflict must kill
-# the transaction.
+# the transaction. created_at is the time of the statement: markers are kept for a time that has to run from about Prepare, not
+# from the BEGIN of a transaction that may take hours.
 MARK = f"""
-INSERT INTO outbox_marker (id) VALUES ($1::text::uuid)
+INSERT INTO outbox_marker (id, created_at) VALUES ($1::text::uuid, clock_timestamp())
 RETURNING pg_current_xact_id()::text::bigint,
           extract(epoch from pg_postmaster_start_time())::text,
           current_database()::text,
