@@ -33,6 +33,7 @@ type Cmd struct {
 	Concurrency  []int         `help:"Callers at a time; one result each." default:"1,16,64,256"`
 	Duration     time.Duration `help:"How long to measure each." default:"15s"`
 	Transactions int64         `help:"Stop the measured phase after so many transactions (0: by --duration)."`
+	Rate         float64       `help:"Transactions per second that all callers together begin, at most (0: each as fast as it gets answers). Shows latencies of a machine that is not full."`
 	Payload      int           `help:"Bytes of an event's payload." default:"1024"`
 	Aggregates   int           `help:"Aggregates that the events are spread over." default:"1000"`
 	Rollback     float64       `help:"Share of transactions that are rolled back." default:"0.1"`
@@ -58,6 +59,8 @@ func (c *Cmd) Validate() error {
 		return fmt.Errorf("--concurrency must be positive numbers: %v", c.Concurrency)
 	case c.Payload < payloadHeader:
 		return fmt.Errorf("--payload must be at least %d: %d", payloadHeader, c.Payload)
+	case c.Rate < 0:
+		return fmt.Errorf("--rate must not be negative: %g", c.Rate)
 	case c.Rollback < 0 || c.Rollback >= 1:
 		return fmt.Errorf("--rollback must be at least 0 and less than 1: %g", c.Rollback)
 	case c.Workload == workloadEvents && c.Aggregates < slices.Max(c.Concurrency):
@@ -163,6 +166,7 @@ func (c *Cmd) phases(ctx context.Context, s *stage, w workload, l *ledger, n int
 	for i := range n {
 		callers[i], bare[i] = w.caller(i), w.bare(i)
 	}
+	pace := newPacer(c.Rate)
 	if _, err := closedLoop(ctx, callers, min(2*time.Second, c.Duration/2), 0); err != nil {
 		return fmt.Errorf("warming up: %w", err)
 	}
@@ -172,7 +176,7 @@ func (c *Cmd) phases(ctx context.Context, s *stage, w workload, l *ledger, n int
 			return fmt.Errorf("running bare transactions: %w", err)
 		}
 		r.BareTxPerSecond = ld.perSecond()
-		if err := c.interleave(ctx, callers, bare, r); err != nil {
+		if err := c.interleave(ctx, callers, bare, pace, r); err != nil {
 			return err
 		}
 	}
@@ -189,7 +193,7 @@ func (c *Cmd) phases(ctx context.Context, s *stage, w workload, l *ledger, n int
 	if c.Transactions > 0 {
 		duration = 0
 	}
-	ld, err := closedLoop(ctx, callers, duration, c.Transactions)
+	ld, err := closedLoop(ctx, pace.all(callers), duration, c.Transactions)
 	if err != nil {
 		return fmt.Errorf("measuring: %w", err)
 	}
@@ -210,14 +214,14 @@ func (c *Cmd) phases(ctx context.Context, s *stage, w workload, l *ledger, n int
 }
 
 // interleave runs transactions with and without an event in turn in every caller, so that noise meets both alike.
-func (c *Cmd) interleave(ctx context.Context, callers, bare []caller, r *Result) error {
+func (c *Cmd) interleave(ctx context.Context, callers, bare []caller, pace *pacer, r *Result) error {
 	var mu sync.Mutex
 	var with, without []int64
 	mixed := make([]caller, len(callers))
 	for i := range callers {
 		mixed[i] = alternating(callers[i], bare[i], &mu, &with, &without)
 	}
-	if _, err := closedLoop(ctx, mixed, c.Duration/2, 0); err != nil {
+	if _, err := closedLoop(ctx, pace.all(mixed), c.Duration/2, 0); err != nil {
 		return fmt.Errorf("interleaving: %w", err)
 	}
 	r.OverheadP50 = quantile(with, 0.50) - quantile(without, 0.50)

@@ -76,3 +76,54 @@ func alternating(a, b caller, mu *sync.Mutex, ofA, ofB *[]int64) caller {
 		return took, err
 	}
 }
+
+// pacer lets callers begin no more than so many transactions per second, all together.
+type pacer struct {
+	every time.Duration // 0: no limit
+
+	mu   sync.Mutex
+	next time.Time
+}
+
+func newPacer(rate float64) *pacer {
+	if rate == 0 {
+		return &pacer{}
+	}
+	return &pacer{every: time.Duration(float64(time.Second) / rate)}
+}
+
+// all returns callers that wait for their turn before each transaction. What was missed while all were busy is not made up for.
+func (p *pacer) all(callers []caller) []caller {
+	if p.every == 0 {
+		return callers
+	}
+	paced := make([]caller, len(callers))
+	for i, call := range callers {
+		paced[i] = func(ctx context.Context) (time.Duration, error) {
+			if err := p.wait(ctx); err != nil {
+				return 0, err
+			}
+			return call(ctx)
+		}
+	}
+	return paced
+}
+
+func (p *pacer) wait(ctx context.Context) error {
+	p.mu.Lock()
+	now := time.Now()
+	if p.next.Before(now) {
+		p.next = now
+	}
+	turn := p.next
+	p.next = turn.Add(p.every)
+	p.mu.Unlock()
+	timer := time.NewTimer(turn.Sub(now))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
