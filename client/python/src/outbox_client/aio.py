@@ -61,8 +61,15 @@ class AsyncOutboxClient(BaseClient):
         return engine
 
     def _tell_engines(self, registration: Registration) -> None:
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
         for engine in self._engines():
-            engine.loop.call_soon_threadsafe(engine.register, registration)
+            if engine.loop is here:
+                engine.register(registration)
+            else:
+                engine.loop.call_soon_threadsafe(engine.register, registration)
 
     def _before_fork(self) -> None:
         pass

@@ -252,6 +252,9 @@ class Engine:
                 pass
         for session in self._sessions:
             session.close()
+        ending = [task for session in self._sessions for stream in session.streams for task in stream.tasks]
+        if ending:
+            await asyncio.wait(ending, timeout=1)  # gRPC must not have anything to say to this loop any more
         await _cancel(self._tasks)
         for database in self.databases.values():
             await database.close()

@@ -49,6 +49,7 @@ class Session:
         self.engine = engine
         self.queue: dict[int, Call] = {}  # calls that no stream has taken, oldest first
         self.current: Stream | None = None  # takes calls
+        self.streams: set[Stream] = set()  # all that are open
         self.link = "connecting"
         self.unary = False  # sessions are not served
         self.closed = False
@@ -137,7 +138,7 @@ class Session:
 
     def _failed(self, error: CallError, delays: Backoff) -> float:
         """Notes that no stream could be opened, and returns how long to wait."""
-        first = self.link != "down" and not self.unary
+        first, was_unary = self.link != "down" and not self.unary, self.unary
         self.last_error = error
         self.unary = sessions_not_served(error)
         log = self.engine.log
@@ -151,7 +152,7 @@ class Session:
                     call.deliver(self._down_error(call.kind))
         self.engine.link_changed()
         if self.unary:
-            if first:
+            if not was_unary:
                 log.info(
                     "the platform does not serve sessions; making unary calls",
                     extra=self.engine.extra(error=str(error)),
@@ -190,6 +191,7 @@ class Session:
 
     def ended(self, stream: Stream, unanswered: list[Call], error: BaseException) -> None:
         """Takes back what a stream did not answer."""
+        self.streams.discard(stream)
         if self.current is stream:
             self.current = None
             if self.link == "up":
@@ -218,7 +220,9 @@ class Session:
             self.current.replace.set()
 
     def close(self) -> None:
-        """Fails what is queued and everything that comes later."""
+        """Fails what is queued, what is under way, and everything that comes later."""
         self.closed = True
+        for stream in self.streams:
+            stream.end(closed_error())
         for call in self._take_queue(lambda call: True):
             call.deliver(closed_error())

@@ -50,6 +50,7 @@ class Stream:
         self._ended = asyncio.Event()
         self.replace = asyncio.Event()  # another stream should take this one's place
         self.server = ""
+        self.tasks: list[asyncio.Task[None]] = []
         self.databases: list[str] = []
         self._limits = Limits()
 
@@ -80,8 +81,8 @@ class Stream:
             await channel.close(connection)
             raise error_of_rpc(e) from e
         engine.stats.sessions += 1
-        engine.spawn(stream._send_loop())
-        engine.spawn(stream._receive_loop())
+        stream.tasks = [engine.spawn(stream._send_loop()), engine.spawn(stream._receive_loop())]
+        session.streams.add(stream)
         return stream
 
     async def _greet(self) -> None:
@@ -200,15 +201,14 @@ class Stream:
             why = StreamEndedError("the platform ended the session")
         except asyncio.CancelledError as e:
             why = e
-            if self._why is None and not self._rpc.done():
-                self.end(e)
-                self._finish(e)
-                raise
         except Exception as e:
             why = error_of_rpc(e)
+        cancelled = self._why is None and isinstance(why, asyncio.CancelledError)
         self.end(why)
         await channel.close(self._connection)
         self._finish(self._why or why)
+        if cancelled:
+            raise why
 
     def _finish(self, why: BaseException) -> None:
         if self._grace is not None:
