@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Standby starts a standby of this server: a base backup of its data, taken while it runs, that follows it by streaming
@@ -51,20 +52,22 @@ func (c *Cluster) Promote(t testing.TB) {
 	c.Await(t, "SELECT pg_promote()")
 }
 
-// Await waits until a statement answers true.
+// Await waits until a statement answers true. The server may be starting, or be about to throw everybody out.
 func (c *Cluster) Await(t testing.TB, sql string) {
 	t.Helper()
 	Eventually(t, startTimeout, func() bool {
 		conn, err := pgx.Connect(t.Context(), c.server.DSN("postgres"))
 		if err != nil {
-			return false // it may be starting
+			return false
 		}
 		defer conn.Close(context.WithoutCancel(t.Context())) //nolint:errcheck // nothing depends on it
 		var yes bool
-		if err := conn.QueryRow(t.Context(), sql).Scan(&yes); err != nil {
+		err = conn.QueryRow(t.Context(), sql).Scan(&yes)
+		var refused *pgconn.PgError
+		if errors.As(err, &refused) && !strings.HasPrefix(refused.Code, "57P") {
 			t.Fatalf("storetest: %s: %v", sql, err)
 		}
-		return yes
+		return err == nil && yes
 	})
 }
 

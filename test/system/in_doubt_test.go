@@ -22,8 +22,8 @@ import (
 	"github.com/outbox-platform/outbox/embedded/postgres"
 )
 
-// databaseAway is how long a source's database is away in TestInDoubtForAnHour; `go test ./test/system -run ForAnHour
-// -args -database-away 1h`. Retention and back-off are shortened so that a few seconds are many of each, as an hour is.
+// databaseAway is how long a database is away in TestInDoubtForAnHour; `go test ./test/system -run ForAnHour
+// -timeout 2h -database-away 1h`. Retention and back-off are shortened so that a few seconds are many of each, as an hour is.
 var databaseAway = flag.Duration("database-away", 20*time.Second, "how long a source's database is away")
 
 // anHour are the settings: the ring of the log turns once in about ten seconds, transactions are forgotten after two, and who
