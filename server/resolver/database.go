@@ -18,7 +18,7 @@ const (
 	databaseConns = 2
 	// firstProbePause is how long a database that cannot be reached is left alone first; it doubles up to maxProbePause.
 	firstProbePause = 100 * time.Millisecond
-	maxProbePause   = 5 * time.Second
+	maxProbePause   = time.Second // one attempt to connect a second: what is in doubt must not wait longer once it is back
 )
 
 // sourceDatabase is one server's direct way to a source database. Safe for concurrent use.
