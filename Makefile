@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-python test-short simulate model cover robustness robustness-mutants lint lint-python fmt generate check-generated build bench tools clean
+.PHONY: help run test test-python test-short simulate model cover robustness robustness-campaign robustness-mutants lint lint-python fmt generate check-generated build bench tools clean
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GOFILES := $(shell git ls-files --cached --others --exclude-standard '*.go' go.mod go.sum 'migrations/*.sql' 2>/dev/null)
@@ -83,9 +83,22 @@ bin/robustness-mutant: $(GOFILES)
 bin/outbox-mutant: $(GOFILES)
 	go build $(ROBUSTNESS_LD) -tags failpoints,mutant -o bin/outbox-mutant ./cmd/outbox
 
-robustness: bin/robustness bin/outbox-failpoints ## Break everything for SECONDS with SEED (BROKER=apache3: real Kafka) and judge; the last line is the verdict
+# An earlier version that runs beside this one: OLD=revision. Its schema must be one that this version accepts, and the other way round.
+OLD ?=
+OLD_PROGRAM = $(if $(OLD),bin/outbox-old-$(OLD))
+
+bin/outbox-old-%:
+	git worktree add --force --detach bin/old-$* $*
+	cd bin/old-$* && go build -o ../outbox-old-$* ./cmd/outbox
+	git worktree remove --force bin/old-$*
+
+robustness: bin/robustness bin/outbox-failpoints $(OLD_PROGRAM) ## Break everything for SECONDS with SEED (BROKER=apache3: real Kafka) and judge; the last line is the verdict
 	@bin/robustness run --program bin/outbox-failpoints --length $(SECONDS)s --seed $(SEED) \
-		$(patsubst apache%,--apache=%,$(filter apache%,$(BROKER))) $(FLAGS)
+		$(patsubst apache%,--apache=%,$(filter apache%,$(BROKER))) $(if $(OLD),--old=$(OLD_PROGRAM)) $(FLAGS)
+
+robustness-campaign: bin/robustness bin/outbox-failpoints $(OLD_PROGRAM) ## One seed after the other from SEED on, SECONDS each, until there are a million transactions over twenty of them (FLAGS: --seeds, --total, --rate)
+	@bin/robustness campaign --program bin/outbox-failpoints --length $(SECONDS)s --seed $(SEED) \
+		$(patsubst apache%,--apache=%,$(filter apache%,$(BROKER))) $(if $(OLD),--old=$(OLD_PROGRAM)) $(FLAGS)
 
 robustness-mutants: bin/robustness-mutant bin/outbox-mutant ## Put each of twelve known faults in, see that the suite notices, and write the table into its README
 	@bin/robustness-mutant mutants --program bin/outbox-mutant --readme "$(MUTANTS_TABLE)" $(FLAGS)

@@ -18,10 +18,11 @@ import (
 )
 
 type cli struct {
-	Run     runCmd     `cmd:"" help:"One run: deploy, work, break, heal, judge. The last line is the verdict as JSON; the exit code is 0 only for valid."`
-	Mutants mutantsCmd `cmd:"" help:"Put each of the twelve known faults in and see that the suite notices."`
-	Driver  roleCmd    `cmd:"" hidden:""`
-	Broker  brokerCmd  `cmd:"" hidden:""`
+	Run      runCmd      `cmd:"" help:"One run: deploy, work, break, heal, judge. The last line is the verdict as JSON; the exit code is 0 only for valid."`
+	Campaign campaignCmd `cmd:"" help:"Many runs, one seed after the other, and their sum."`
+	Mutants  mutantsCmd  `cmd:"" help:"Put each of the twelve known faults in and see that the suite notices."`
+	Driver   roleCmd     `cmd:"" hidden:""`
+	Broker   brokerCmd   `cmd:"" hidden:""`
 }
 
 type roleCmd struct {
