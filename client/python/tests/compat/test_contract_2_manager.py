@@ -83,7 +83,7 @@ def test_2_a_repository_of_none_is_accepted() -> None:
 
 async def test_2_it_returns_none_and_takes_positional_arguments() -> None:
     store, session = repository(), object()
-    answer = await OutboxManager(store).publish_to_outbox(
+    answer: object = await OutboxManager(store).publish_to_outbox(  # type: ignore[func-returns-value]
         "essay", "essay-1", "type", envelope(), "topic", "key", {"h": "v"}, session
     )
     assert answer is None

@@ -171,7 +171,7 @@ async def test_3_1_one_envelope_added_twice_in_one_session_is_published_twice(
     await published(platform, 2)
     events = platform.published()
     assert [e.topic for e in events] == ["one", "two"]
-    assert [dict(e.headers)["event_id"] for e in events] == [data["event_id"].encode()] * 2  # type: ignore[arg-type, comparison-overlap]
+    assert [dict(e.headers)["event_id"] for e in events] == [data["event_id"].encode()] * 2
 
 
 async def test_3_1_before_commit_the_event_is_not_visible_to_anybody_else(

@@ -108,6 +108,7 @@ async def test_3_sizes(engine: AsyncEngine, platform: FakePlatform, size: int) -
     await add(repository, event_data={"text": "x" * size})
     async with AsyncSession(engine) as session, session.begin():
         await add(repository, event_data={"text": "y" * size}, session=session)
+    await asyncio.to_thread(platform.wait, lambda: len(platform.published()) == 2)
     assert [len(e.payload) > size for e in platform.published()] == [True, True]
 
 

@@ -103,13 +103,13 @@ class Platform:
         self.breaker = CircuitBreaker(
             settings.breaker_failures, settings.breaker_seconds, on_change=lambda is_open: gauge.set(int(is_open))
         )
-        self._outboxes: weakref.WeakKeyDictionary[AsyncEngine, Outbox] = weakref.WeakKeyDictionary()
+        self._outboxes: weakref.WeakKeyDictionary[AsyncEngine, Outbox[AsyncOutboxClient]] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
         # Events wait in the service's database: what is added without a session goes there too, or it would overtake
         # them.
         self._behind = False
 
-    def outbox(self, engine: AsyncEngine) -> Outbox:
+    def outbox(self, engine: AsyncEngine) -> Outbox[AsyncOutboxClient]:
         """What joins the platform to the sessions of an engine, and answers its questions from there."""
         from outbox_client.sqlalchemy import Outbox
 
