@@ -3,55 +3,74 @@
 from __future__ import annotations
 
 import asyncio
+import time
+import uuid
 from types import TracebackType
+from typing import Any
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord  # type: ignore[import-untyped]
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic  # type: ignore[import-untyped]
+from confluent_kafka import Consumer as KafkaConsumer
+from confluent_kafka import Message
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+
+QUIET: dict[str, Any] = {"enable.metrics.push": False}
 
 
-async def create_topics(bootstrap: str, *topics: str) -> None:
+def create_topics(bootstrap: str, *topics: str) -> None:
     """Makes topics with three partitions."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
-    try:
-        await admin.create_topics([NewTopic(topic, 3, 1) for topic in topics])
-    finally:
-        await admin.close()
+    admin = AdminClient({"bootstrap.servers": bootstrap, **QUIET})
+    for done in admin.create_topics([NewTopic(topic, 3, 1) for topic in topics]).values():
+        done.result(30)
 
 
 class Consumer:
     """Reads topics from their beginning. Use it as a context manager."""
 
     def __init__(self, bootstrap: str, *topics: str) -> None:
-        self._consumer = AIOKafkaConsumer(*topics, bootstrap_servers=bootstrap, auto_offset_reset="earliest")
-        self.seen: dict[str, ConsumerRecord] = {}
+        self._consumer = KafkaConsumer(
+            {"bootstrap.servers": bootstrap, "group.id": uuid.uuid4().hex, "auto.offset.reset": "earliest", **QUIET}
+        )
+        self._consumer.subscribe(list(topics))
+        self.seen: dict[str, Message] = {}
         self.duplicates = 0
 
-    async def __aenter__(self) -> Consumer:
-        await self._consumer.start()
+    def __enter__(self) -> Consumer:
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._consumer.stop()
+        self._consumer.close()
 
-    async def take(self, n: int, seconds: float = 30) -> list[ConsumerRecord]:
+    async def take(self, n: int, seconds: float = 30) -> list[Message]:
         """Returns everything that was seen once there are n events."""
+        return await asyncio.to_thread(self._take, n, seconds)
 
-        async def until() -> None:
-            while len(self.seen) < n:
-                record = await self._consumer.getone()
-                event_id = headers(record)["event_id"]
-                if event_id in self.seen:
-                    self.duplicates += 1
-                else:
-                    self.seen[event_id] = record
-
-        await asyncio.wait_for(until(), seconds)
+    def _take(self, n: int, seconds: float) -> list[Message]:
+        until = time.monotonic() + seconds
+        while len(self.seen) < n:
+            if time.monotonic() > until:
+                raise TimeoutError(f"{len(self.seen)} of {n} events after {seconds:g} s")
+            message = self._consumer.poll(0.1)
+            if message is None:
+                continue
+            if message.error() is not None:
+                raise RuntimeError(message.error())
+            event_id = headers(message)["event_id"]
+            if event_id in self.seen:
+                self.duplicates += 1
+            else:
+                self.seen[event_id] = message
         return list(self.seen.values())
 
 
-def headers(record: ConsumerRecord) -> dict[str, str]:
+def headers(message: Message) -> dict[str, str]:
     """The headers of a record, as text."""
-    return {name: value.decode() for name, value in record.headers}
+    pairs: Any = message.headers() or []
+    return {name: value.decode() for name, value in pairs}
+
+
+def body(message: Message) -> bytes:
+    """The value of a record that has one."""
+    value = message.value()
+    assert isinstance(value, bytes)
+    return value
