@@ -293,7 +293,7 @@ func (c *checker) answers() {
 			c.violate("M", "", uuid.Nil, "%s", e.Note)
 		case (e.F == journal.Prepare || e.F == journal.Publish) && e.Type == journal.Fail:
 			c.violate("I9", "", e.Tx, "transaction %s (%s) was refused: %s", e.Tx, e.Profile, e.Note)
-		case e.F == "alarm" && !(c.txs[e.Tx] != nil && c.txs[e.Tx].profile == driver.Race):
+		case e.F == "alarm" && (c.txs[e.Tx] == nil || c.txs[e.Tx].profile != driver.Race):
 			c.violate("I11", "", e.Tx, "alarm %s of transaction %s: %s", e.State, e.Tx, e.Note)
 		}
 	}

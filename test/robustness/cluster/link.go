@@ -33,13 +33,13 @@ func newLinks() *links {
 }
 
 // add opens a link to a TCP address.
-func (l *links) add(name, upstream string) (*Link, error) {
-	p := toxiproxy.NewProxy(l.server, name, "127.0.0.1:0", upstream)
-	if err := l.server.Collection.Add(p, true); err != nil {
+func (s *links) add(name, upstream string) (*Link, error) {
+	p := toxiproxy.NewProxy(s.server, name, "127.0.0.1:0", upstream)
+	if err := s.server.Collection.Add(p, true); err != nil {
 		return nil, fmt.Errorf("open the link %s: %w", name, err)
 	}
 	link := &Link{Name: name, proxy: p}
-	l.all = append(l.all, link)
+	s.all = append(s.all, link)
 	return link, nil
 }
 

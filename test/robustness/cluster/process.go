@@ -116,7 +116,7 @@ func (p *Process) end(signal syscall.Signal) error {
 	running := p.running
 	p.mu.Unlock()
 	if running == nil || running.Signal(signal) != nil {
-		return nil // it has ended
+		return nil //nolint:nilerr // it has ended
 	}
 	select {
 	case <-running.Done():

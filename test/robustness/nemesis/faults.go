@@ -587,20 +587,13 @@ func brokerPauseLong(ctx context.Context, s *stroke) error {
 
 func leaderMove(ctx context.Context, s *stroke) error {
 	if ok, err := s.Brokers.MoveLeaders(ctx); ok || err != nil {
-		return ignoreTimeout(ctx, err)
+		return err
 	}
 	// Real brokers: a leader that goes gives its partitions to the others.
 	if s.Brokers.Nodes() == 1 {
 		return errCannot
 	}
 	return brokerKill(ctx, s)
-}
-
-func ignoreTimeout(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
-	}
-	return err
 }
 
 func topicOf(s *stroke) string {
