@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
@@ -180,7 +179,7 @@ func (d *deciders) begin(rt *rapid.T) *contested {
 			Database: "default", Xid: at.XID, SystemIdentifier: at.SystemIdentifier, Timeline: at.Timeline, DatabaseOid: at.DatabaseOID, MarkerOid: at.MarkerOID,
 			Mode: outboxv1.DatabaseMode_DATABASE_MODE_MARKER,
 		},
-		Events: []*outboxv1.Event{{EventId: event[:], Topic: "orders", AggregateType: "order", AggregateId: uuid.UUID(event).String(), EventType: "t", Payload: []byte("x")}},
+		Events: []*outboxv1.Event{{EventId: event[:], Topic: "orders", AggregateType: "order", AggregateId: event.String(), EventType: "t", Payload: []byte("x")}},
 	}
 	if _, err := d.servers[0].calls.Prepare(ctx, c.prepare); err != nil {
 		rt.Fatal(err)

@@ -665,7 +665,7 @@ func TestPhantomCommitWaitsForSynchronousStandby(t *testing.T) {
 			pid := o.conn.PgConn().PID()
 			committed := make(chan error, 1)
 			go func() { committed <- o.tx.Commit(context.WithoutCancel(t.Context())) }()
-			t.Cleanup(func() { _ = <-committed }) // ended, one way or the other
+			t.Cleanup(func() { <-committed }) //nolint:errcheck // ended, one way or the other
 			p.cluster.Await(t, fmt.Sprintf(`SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %d AND wait_event = 'SyncRep')`, pid))
 			if o.happened() {
 				t.Fatal("it can be seen already: this test proves nothing")

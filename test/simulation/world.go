@@ -58,15 +58,14 @@ type world struct {
 	locks   map[store.Aggregate]*client
 	orphans []*appending // of servers that are gone
 
-	config      relay.Config
-	limits      [4]int
-	current     *task
-	healing     bool
-	failure     string
-	disturbed   int // whatever may lead to a duplicate
-	count       map[string]int
-	trace       func(format string, args ...any) // nil: nobody reads it
-	deliverSeen int
+	config    relay.Config
+	limits    [4]int
+	current   *task
+	healing   bool
+	failure   string
+	disturbed int // whatever may lead to a duplicate
+	count     map[string]int
+	trace     func(format string, args ...any) // nil: nobody reads it
 }
 
 // client is a service that publishes events in one transaction.
