@@ -29,6 +29,9 @@ test-python: build ## Run every test of the Python SDK (PYTESTFLAGS), and its un
 simulate: ## Drive relay, writer and resolver through SCHEDULES=20000 seeded interleavings from SEED=1 (see test/simulation)
 	go test ./test/simulation -run 'TestSchedules' -v -timeout 20m -schedules $(or $(SCHEDULES),20000) -seed $(or $(SEED),1)
 
+model: ## Check the protocol with Spin, and that each of its rules is needed (see test/model)
+	test/model/run.sh
+
 cover: ## Run every test and print the coverage of the packages that promise one
 	go test -timeout 30m -coverprofile=cover.out -coverpkg=./store/...,./relay/...,./server/...,./client/... ./...
 	@tools/cover.sh cover.out
