@@ -32,7 +32,7 @@ install_packages() {
   # A virtual environment cannot be moved: it is made where it will stay, and the marker says that it is whole.
   say "making the environment of the Python SDK for Python $version (once)"
   "$root/tools/python.sh" -m uv venv --quiet --clear --no-python-downloads --python "$python" "$venv" >&2
-  VIRTUAL_ENV=$venv "$root/tools/python.sh" -m uv pip install --quiet --no-build --require-hashes \
+  "$root/tools/python.sh" -m uv pip install --quiet --python "$venv/bin/python" --no-build --require-hashes \
     -r "$root/client/python/requirements-dev.txt" >&2
 }
 
