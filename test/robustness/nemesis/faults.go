@@ -447,7 +447,7 @@ func storeEIO(ctx context.Context, s *stroke) error {
 func heldXmin(ctx context.Context, s *stroke) error {
 	limited, cancel := context.WithTimeout(ctx, time.Second+s.while())
 	defer cancel()
-	err := s.Store.Exec(limited, "outbox", "CREATE TEMPORARY TABLE held AS SELECT pg_sleep(10)")
+	err := s.Store.Exec(limited, "outbox", "CREATE TEMPORARY TABLE held AS SELECT 1 AS n FROM pg_sleep(10)")
 	if limited.Err() == nil && err != nil {
 		return errMissed
 	}
