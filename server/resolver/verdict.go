@@ -239,6 +239,11 @@ func rule(d *store.DatabaseTransaction, s *sighting) (f finding, ask bool) {
 		return found(d, s, unknown, why), false
 	}
 	if s.timeline != d.Timeline {
+		if s.givenOut && !s.ended {
+			// It runs here: it was prepared for two phases before the failover, and may commit yet. Or a stranger has its xid, which
+			// only delays.
+			return found(d, s, inProgress, ""), false
+		}
 		f = found(d, s, unknown, fmt.Sprintf(
 			"the server is on timeline %d, not %d: after a failover an operator has to confirm that the old primary is fenced", s.timeline, d.Timeline))
 		f.otherTimeline, f.failedOver = true, s.timeline

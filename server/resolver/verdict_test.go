@@ -215,6 +215,46 @@ func beStandby(t *testing.T, cluster *storetest.Cluster) {
 	cluster.Restart(t)
 }
 
+// A transaction that was prepared for two phases survives the failover of its database and may commit on the new primary:
+// confirming that the old primary is fenced must not abort it.
+func TestTwoPhaseTransactionSurvivesFailover(t *testing.T) {
+	cluster := storetest.NewCluster(t)
+	w := newWorld(t)
+	s := w.direct("orders", cluster.New(t, storetest.WithoutSchema()))
+	kept, dropped := s.begin().prepare(), s.begin().prepare()
+	kept.exec("PREPARE TRANSACTION 'kept'")
+	dropped.exec("PREPARE TRANSACTION 'dropped'")
+	kept.die()
+	dropped.die()
+	w.park()
+	beStandby(t, cluster)
+	s.conn.Reset()
+	if _, err := s.conn.Exec(t.Context(), "SELECT pg_promote()"); err != nil {
+		t.Fatal(err)
+	}
+	r, _ := w.resolver(&switchable{}, func(c *Config) { c.UnknownBackoff, c.RunningBackoff = 100e6, 100e6 })
+	says(t, kept.judge(s.conn), inProgress, "")
+	confirm := func() (aborted, undecided int64) {
+		resp, err := r.ConfirmFailover(t.Context(), s.row, "default", 1, "ops", "the old machine is switched off", false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.GetAborted(), resp.GetUndecided()
+	}
+	if a, u := confirm(); a != 0 || u != 2 {
+		t.Fatalf("%d aborted and %d undecided while they are open", a, u)
+	}
+	for _, sql := range []string{"COMMIT PREPARED 'kept'", "ROLLBACK PREPARED 'dropped'"} {
+		if _, err := s.conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kept.becomes(store.Committed, 20e9)
+	if a, _ := confirm(); a != 1 || dropped.state().State != store.Aborted {
+		t.Errorf("%d aborted, %s", a, dropped.state().State)
+	}
+}
+
 // A standby is not asked; after its promotion a missing marker proves nothing until an operator says that the old primary
 // is fenced. Then the whole timeline is decided at once.
 func TestStandbyFailoverAndConfirmation(t *testing.T) {

@@ -150,6 +150,9 @@ func look(ctx context.Context, q Queryer, transactions []client.CheckTransaction
 // judge applies the rules to one transaction.
 func judge(ctx context.Context, q Queryer, t client.CheckTransaction, s sighting) client.Verdict {
 	v, ask := rule(t, s)
+	if v.FailedOverTo != 0 && !s.ended {
+		return runsHere(ctx, q, t, s, v)
+	}
 	if !ask {
 		return v
 	}
@@ -181,6 +184,21 @@ func judge(ctx context.Context, q Queryer, t client.CheckTransaction, s sighting
 			return v
 		}
 	}
+}
+
+// runsHere looks whether a transaction that began before a failover runs on the new primary: it was prepared for two phases, and may
+// commit yet, so that nobody may confirm that it did not. Or a stranger has its xid, which only delays.
+func runsHere(ctx context.Context, q Queryer, t client.CheckTransaction, s sighting, v client.Verdict) client.Verdict {
+	status, future, err := statusOf(ctx, q, t.Database.XID)
+	switch {
+	case err != nil:
+		return verdict(t, s, client.OutcomeUnknown, "asking for its status: "+err.Error())
+	case future: // its xid did not get here
+		return v
+	case status == "in progress":
+		return verdict(t, s, client.OutcomeInProgress, "")
+	}
+	return verdict(t, s, client.OutcomeInProgress, "it has ended just now")
 }
 
 // rule decides what one snapshot can decide. ask: only pg_xact_status can tell more.
