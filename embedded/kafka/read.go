@@ -41,7 +41,17 @@ func (r Record) Header(key string) (value []byte, found bool) {
 // ReadAll reads topics from their first record to the one that was the last when it was called. The records of a
 // partition come in order. A topic that does not exist is an error.
 func ReadAll(ctx context.Context, bootstrap string, topics ...string) ([]Record, error) {
-	client, err := newClient(bootstrap, readFrom(topics)...)
+	return readAll(ctx, bootstrap, topics)
+}
+
+// ReadCommitted is ReadAll for a consumer with isolation.level=read_committed: it leaves out what was aborted, and waits for
+// the end of transactions that are open.
+func ReadCommitted(ctx context.Context, bootstrap string, topics ...string) ([]Record, error) {
+	return readAll(ctx, bootstrap, topics, kgo.FetchIsolationLevel(kgo.ReadCommitted()))
+}
+
+func readAll(ctx context.Context, bootstrap string, topics []string, more ...kgo.Opt) ([]Record, error) {
+	client, err := newClient(bootstrap, append(readFrom(topics), more...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +88,16 @@ func ReadAll(ctx context.Context, bootstrap string, topics ...string) ([]Record,
 // ReadUntil reads topics from their first record until enough says so. It is asked after every fetch that brought
 // something, with all records read so far. When the context ends first, the records come with its error.
 func ReadUntil(ctx context.Context, bootstrap string, enough func(read []Record) bool, topics ...string) ([]Record, error) {
-	client, err := newClient(bootstrap, readFrom(topics)...)
+	return readUntil(ctx, bootstrap, enough, topics)
+}
+
+// ReadCommittedUntil is ReadUntil for a consumer with isolation.level=read_committed.
+func ReadCommittedUntil(ctx context.Context, bootstrap string, enough func(read []Record) bool, topics ...string) ([]Record, error) {
+	return readUntil(ctx, bootstrap, enough, topics, kgo.FetchIsolationLevel(kgo.ReadCommitted()))
+}
+
+func readUntil(ctx context.Context, bootstrap string, enough func(read []Record) bool, topics []string, more ...kgo.Opt) ([]Record, error) {
+	client, err := newClient(bootstrap, append(readFrom(topics), more...)...)
 	if err != nil {
 		return nil, err
 	}
