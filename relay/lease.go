@@ -204,6 +204,7 @@ func (r *Relay) inherit(t *tenure, h *inheritance, err error) {
 func (r *Relay) drain(s *shard, now time.Time) {
 	s.drainBy = now.Add(r.cfg.DrainTimeout)
 	s.drain()
+	s.stopFence()
 }
 
 // giveUp ends the tenure of shards that are drained: after a last step, the lease is released. If records are still in
@@ -253,6 +254,7 @@ func (r *Relay) release(shards []int16, epochs []int64) {
 // drop forgets a shard. Its records in flight are purged: somebody else may be delivering them.
 func (r *Relay) drop(s *shard, now time.Time) {
 	flying := s.inflight > 0
+	s.stopFence()
 	r.core.forget(s, now)
 	r.metrics.forget(s.number)
 	if flying {
@@ -291,4 +293,5 @@ func (r *Relay) renewed(s *shard, attempt time.Time) {
 	if s.phase == phaseActive {
 		s.purged = false
 	}
+	r.proven(s, attempt)
 }

@@ -30,6 +30,7 @@ type platform struct {
 	writer  *store.Writer
 	cluster *relaytest.Cluster
 	source  *store.Source
+	wrap    func(*relaytest.Sink) relay.Sink // what relays get instead of the sink itself; nil: the sink
 }
 
 func newPlatform(t *testing.T, opts ...storetest.Option) *platform {
@@ -89,8 +90,12 @@ func (p *platform) startOn(st *store.Store, name string, change ...func(*relay.C
 	}
 	log := slog.New(slog.NewTextHandler(p.t.Output(), &slog.HandlerOptions{Level: level}))
 	r := &running{sink: p.cluster.Sink(), metrics: prometheus.NewRegistry(), done: make(chan error, 1)}
+	var sink relay.Sink = r.sink
+	if p.wrap != nil {
+		sink = p.wrap(r.sink)
+	}
 	var err error
-	if r.relay, err = relay.New(cfg, st, r.sink, log, r.metrics); err != nil {
+	if r.relay, err = relay.New(cfg, st, sink, log, r.metrics); err != nil {
 		p.t.Fatal(err)
 	}
 	var ctx context.Context

@@ -117,6 +117,7 @@ type Relay struct {
 	cfg     Config
 	st      Store
 	sink    Sink
+	fencer  Fencer // the sink, if it fences; else nil
 	log     *slog.Logger
 	metrics *metrics
 	core    *core
@@ -194,6 +195,9 @@ func newRelay(cfg Config, st Store, sink Sink, log *slog.Logger, m *metrics) *Re
 		hinted: make(chan struct{}, 1),
 		now:    time.Now,
 		after:  time.After,
+	}
+	if f, ok := sink.(Fencer); ok && f.Fences() {
+		r.fencer = f
 	}
 	r.spawn = func(work func() func()) {
 		go func() { r.results <- work() }()

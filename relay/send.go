@@ -30,7 +30,9 @@ func (r *Relay) deliver(now time.Time) {
 			return
 		}
 		s := e.shard
-		e.delivery = Delivery{Record: BuildRecord(c.sources[e.rec.Key.Source], s.number, s.epoch, &e.rec), Opaque: e}
+		e.delivery = Delivery{
+			Record: BuildRecord(c.sources[e.rec.Key.Source], s.number, s.epoch, &e.rec), Shard: s.number, Epoch: s.epoch, Opaque: e,
+		}
 		fault.Point("relay.before-deliver")
 		if fault.Mutant("M3") { // handed over is published
 			d := &Delivery{Record: e.delivery.Record}
@@ -95,7 +97,11 @@ func (r *Relay) takeReport(e *event, partition int32, offset int64, err error, n
 	}
 	failure := asSinkError(err)
 	r.logFailure(e, failure, now)
+	s := e.shard
 	r.core.report(e, partition, offset, failure, now)
+	if failure.Class == ClassFatal {
+		r.cutOff(s, now)
+	}
 	return failure.Class
 }
 

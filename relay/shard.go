@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"context"
 	"time"
 
 	"github.com/outbox-platform/outbox/store"
@@ -78,6 +79,10 @@ type shard struct {
 	offsetsAdded   bool      // a partition came
 	offsetsSince   time.Time // when saved.Offsets was made
 
+	bar      bar
+	fencedAt time.Time          // when the fence of this epoch was done
+	endFence context.CancelFunc // of the fence on its way, nil if there never was one
+
 	// After a takeover: aggregates that had rows, and what the last holder delivered.
 	restored   []*aggregate
 	restoredTo store.Position
@@ -97,7 +102,7 @@ type stepContent struct {
 
 // usable reports whether records of the shard may be delivered now.
 func (s *shard) usable(now time.Time) bool {
-	return s.phase == phaseActive && now.Before(s.trustUntil)
+	return s.phase == phaseActive && s.bar == barNone && now.Before(s.trustUntil)
 }
 
 // reading reports whether the shard wants more of its log.

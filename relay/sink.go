@@ -20,6 +20,9 @@ type Record struct {
 // Delivery is one record on its way to Kafka and, in its report, what became of it.
 type Delivery struct {
 	Record Record
+	// Shard the record comes from, and Epoch of its holder: who may write it, for a sink that fences.
+	Shard int16
+	Epoch int64
 	// Opaque is the relay's own.
 	Opaque any
 	// Set in the report:
@@ -83,4 +86,19 @@ type Sink interface {
 	Topics(ctx context.Context, names []string) ([]store.Topic, error)
 	// Close waits for what is queued until ctx ends, then purges. It must be called once.
 	Close(ctx context.Context) error
+}
+
+// Fencer is a sink that can cut former holders of a shard off at the cluster, so that nothing of theirs comes into effect
+// any more.
+type Fencer interface {
+	Sink
+	// Fences reports whether it does; if not, Fence is not to be called, and Delivery.Epoch means nothing.
+	Fences() bool
+	// Fence cuts off everybody who fenced this shard before. When it returns nil, all that they wrote has either come into
+	// effect, so that Tail shows it, or never will; and deliveries of the epoch are accepted. A caller that is not certain to
+	// hold the shard still, after it returned, must deliver nothing: it has cut off the one who does.
+	//
+	// A report or refusal of ClassFatal means that this sink was cut off or broke down. What became of deliveries that are
+	// reported so is known after the next Fence.
+	Fence(ctx context.Context, shard int16, epoch int64) error
 }

@@ -137,7 +137,7 @@ type publishedEvent struct {
 
 // start ends a takeover: what Kafka is known to have is not delivered again.
 func (c *core) start(s *shard, published map[publishedEvent]struct{}, now time.Time) {
-	s.phase = phaseActive
+	s.phase, s.bar = phaseActive, barNone
 	s.knownTo, s.knownUntil = s.cursor, now.Add(knownFor)
 	if len(published) > 0 {
 		s.published = published
@@ -247,15 +247,27 @@ func withTimeout[T any](ctx context.Context, f func(context.Context) (T, error))
 	return f(ctx)
 }
 
-// startTail looks in Kafka for what the last holder delivered after its last checkpoint: in the partitions that what is
-// outstanding goes to, from the offsets acknowledged by then. Then the shard starts.
+// startTail ends the takeover of a shard that has read what the last holder had read: where the sink can, former holders are
+// cut off first.
 func (r *Relay) startTail(s *shard) {
+	if r.fencer != nil {
+		r.startFence(s)
+		return
+	}
+	r.startTailRead(s)
+}
+
+// startTailRead looks in Kafka for what the last holder delivered after its last checkpoint: in the partitions that what is
+// outstanding goes to, from the offsets acknowledged by then. Then the shard starts.
+func (r *Relay) startTailRead(s *shard) {
 	from := r.tailFrom(s)
 	if len(from) == 0 {
 		r.core.start(s, nil, r.now())
 		return
 	}
-	s.phase = phaseTail
+	if s.phase == phaseCatchUp {
+		s.phase = phaseTail
+	}
 	began := r.now()
 	r.accessWith(r.takeovers, func(ctx context.Context) func() {
 		ctx, cancel := context.WithTimeout(ctx, r.cfg.TakeoverTailTimeout)
@@ -263,7 +275,7 @@ func (r *Relay) startTail(s *shard) {
 		t := tail{shard: strconv.Itoa(int(s.number)) + ":", left: r.cfg.TakeoverTailLimit, enough: cancel}
 		err := r.readTail(ctx, from, &t)
 		return func() {
-			if s.phase != phaseTail {
+			if s.phase != phaseTail && !s.barredAtWork() {
 				return
 			}
 			if err != nil {

@@ -42,6 +42,16 @@ type Config struct {
 	StallAfter time.Duration
 	// StatsInterval is how often librdkafka's own figures are read. Default 5 s.
 	StatsInterval time.Duration
+	// Transactional has records written in transactions, by one transactional producer per shard, so that consumers with
+	// isolation.level=read_committed never see what a former holder of a shard writes. See transactions.go. Default false.
+	Transactional bool
+	// TransactionalIDPrefix begins the transactional ids: prefix, "-", number of the shard. All relays of a store must have the
+	// same, those of another store that writes to the same cluster another: who has the same id fences the other. Default
+	// "outbox".
+	TransactionalIDPrefix string
+	// TransactionTimeout is how long a transaction may take before the cluster aborts it. When a relay dies and no other takes
+	// over, read_committed consumers wait that long for its last transactions to end. Default 10 s.
+	TransactionTimeout time.Duration
 	// Properties of librdkafka (its CONFIGURATION.md), for TLS, SASL and the like. They may hold secrets and are never
 	// logged. Those that carry the promises of this package are refused.
 	Properties map[string]string
@@ -64,6 +74,8 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.TopicRecheck, time.Second)
 	setDefault(&c.StallAfter, 10*time.Second)
 	setDefault(&c.StatsInterval, 5*time.Second)
+	setDefault(&c.TransactionalIDPrefix, "outbox")
+	setDefault(&c.TransactionTimeout, 10*time.Second)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -110,6 +122,9 @@ func (c Config) Validate() error {
 			return fmt.Errorf("kafka: %s %s is not between 10ms and 1h", name, d)
 		}
 	}
+	if c.TransactionTimeout < 2*time.Second || c.TransactionTimeout > 15*time.Minute {
+		return fmt.Errorf("kafka: transaction timeout %s is not between 2s and 15m", c.TransactionTimeout)
+	}
 	for _, name := range slices.Sorted(maps.Keys(c.Properties)) {
 		if why := reserved(name); why != "" {
 			return fmt.Errorf("kafka: property %q may not be set: %s", name, why)
@@ -132,8 +147,8 @@ var reservedProperties = map[string]string{
 	"max.in.flight":                         "the idempotent producer decides it",
 	"max.in.flight.requests.per.connection": "the idempotent producer decides it",
 	"queuing.strategy":                      "the order of records must be kept",
-	"transactional.id":                      "there is no transactional mode",
-	"transaction.timeout.ms":                "there is no transactional mode",
+	"transactional.id":                      "it is Config.TransactionalIDPrefix and the shard",
+	"transaction.timeout.ms":                "it is Config.TransactionTimeout",
 	"allow.auto.create.topics":              "the relay never creates topics",
 	"bootstrap.servers":                     "it is Config.Brokers",
 	"metadata.broker.list":                  "it is Config.Brokers",
@@ -227,16 +242,29 @@ func (c Config) producer(solo bool) ck.ConfigMap {
 	return m
 }
 
-// consumer is the configuration of a reader of tails.
-func (c Config) consumer() ck.ConfigMap {
+// transactor is the configuration of a shard's transactional producer.
+func (c Config) transactor(shard int16) ck.ConfigMap {
+	m := c.producer(false)
+	delete(m, "message.timeout.ms") // that of the transaction: a record that times out takes its transaction with it
+	m["transactional.id"] = c.TransactionalIDPrefix + "-" + strconv.Itoa(int(shard))
+	m["transaction.timeout.ms"] = int(c.TransactionTimeout.Milliseconds())
+	return m
+}
+
+// consumer is the configuration of a reader of tails; committed: it is not shown what was aborted, nor what is open.
+func (c Config) consumer(committed bool) ck.ConfigMap {
 	m := c.base()
+	isolation := "read_uncommitted"
+	if committed {
+		isolation = "read_committed"
+	}
 	maps.Copy(m, ck.ConfigMap{
 		"group.id":                        c.ClientID + "-tail", // required by the client; partitions are assigned, the group stays empty
 		"enable.auto.commit":              false,
 		"enable.auto.offset.store":        false,
 		"enable.partition.eof":            true,
 		"auto.offset.reset":               "earliest",
-		"isolation.level":                 "read_uncommitted",
+		"isolation.level":                 isolation,
 		"fetch.wait.max.ms":               50,
 		"fetch.queue.backoff.ms":          10,
 		"fetch.error.backoff.ms":          100,

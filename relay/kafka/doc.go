@@ -20,6 +20,11 @@
 //     inferred, not isolated: producer state may expire by the timestamp of its last record.)
 //   - A topic is looked up before its first record is handed to librdkafka, which would wait for it for many seconds.
 //
-// Its parts, one file each: config, sink (queue and reports), lane (a producer and its rebuilding), topics (the cache),
+// In transactional mode (Config.Transactional) the lanes carry nothing; each shard has a transactor instead, which exists from
+// Fence until its producer is broken or cut off: see transactions. There "reported" means committed, and a record that fails
+// aborts the transaction it was in, not the others' delivery.
+//
+// Its parts, one file each: config, sink (queue and reports), client (a librdkafka producer), lane (its
+// rebuilding), transactions, transactor and wave (the transactional mode), topics (the cache),
 // watch (refreshing the cache, the cluster's health), class (what errors mean), tail, stats, metrics, logs.
 package kafka

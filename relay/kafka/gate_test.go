@@ -23,6 +23,9 @@ type gate struct {
 	left   int
 	again  map[relay.Class]int // reports that made a record be delivered again
 	onDone func(done int)      // called after each acknowledgement
+	// In transactional mode:
+	epoch   int64
+	onFatal func() // called when the producer is gone
 }
 
 // run delivers each records of every key and returns when all are acknowledged.
@@ -74,6 +77,9 @@ func (g *gate) report(d *relay.Delivery) bool {
 	}
 	g.again[e.Class]++
 	g.wait = append(g.wait, d)
+	if e.Class == relay.ClassFatal && g.onFatal != nil && d.Epoch == g.epoch {
+		g.onFatal()
+	}
 	return false
 }
 
@@ -86,6 +92,7 @@ func (g *gate) advance(key string) {
 }
 
 func (g *gate) deliver(d *relay.Delivery) {
+	d.Epoch = g.epoch
 	switch err := g.s.Deliver(d); {
 	case err == nil:
 	case errors.Is(err, relay.ErrSinkFull):

@@ -2,7 +2,6 @@ package kafka
 
 import (
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -11,7 +10,6 @@ import (
 	ck "github.com/confluentinc/confluent-kafka-go/v2/kafka"
 
 	"github.com/outbox-platform/outbox/relay"
-	"github.com/outbox-platform/outbox/store"
 )
 
 // Pauses before a producer that died is rebuilt, and how long one must have lived for the next pause to be the first again.
@@ -53,15 +51,13 @@ func newLane(s *Sink, name string) *lane {
 	return &lane{sink: s, name: name, solo: name == "solo", fatal: make(chan death, 1)}
 }
 
-// producer is one librdkafka instance.
+// producer is the client of a lane.
 type producer struct {
+	*client
 	lane        *lane
-	rd          *ck.Producer
-	logs        *logs
 	born        time.Time
 	outstanding atomic.Int64
 	users       sync.WaitGroup // of calls that may take longer than the lane's lock should be held
-	done        chan struct{}  // closed when its events are read to the end
 
 	// dying is the class of everything that is not acknowledged any more; 0: it lives.
 	dying   atomic.Int32
@@ -84,30 +80,14 @@ func (l *lane) start() error {
 }
 
 func (l *lane) build() (*producer, error) {
-	conf := l.sink.cfg.producer(l.solo)
-	p := &producer{lane: l, born: time.Now(), done: make(chan struct{}), drained: make(chan struct{}, 1)}
-	p.logs = newLogs(l.sink.log.With("lane", l.name))
-	conf["go.logs.channel"] = p.logs.ch
-	rd, err := ck.NewProducer(&conf)
-	if err != nil {
-		p.logs.close()
-		return nil, fmt.Errorf("starting the kafka producer: %w", err)
+	p := &producer{lane: l, born: time.Now(), drained: make(chan struct{}, 1)}
+	var err error
+	if p.client, err = l.sink.connect(l.name, l.sink.cfg.producer(l.solo), nil); err != nil {
+		return nil, err
 	}
-	p.rd = rd
-	go p.run()
+	go p.run(p)
 	return p, nil
 }
-
-// scratch is what a Produce call needs for a moment.
-type scratch struct {
-	msg     ck.Message
-	headers []ck.Header
-}
-
-var scratches = sync.Pool{New: func() any { return new(scratch) }}
-
-// emptyValue is what a header without a value gets: nil would be a null on the wire.
-var emptyValue = []byte{}
 
 // produce hands an entry to librdkafka. nil: the producer owns it and will report it.
 func (l *lane) produce(e *entry) *relay.SinkError {
@@ -128,33 +108,6 @@ func (l *lane) produce(e *entry) *relay.SinkError {
 	return p.refusal(e.d.Record.Topic, err)
 }
 
-// produce copies an entry's record into librdkafka's queue.
-func (p *producer) produce(e *entry) error {
-	r := &e.d.Record
-	sc := scratches.Get().(*scratch) //nolint:forcetypeassert // the pool makes nothing else
-	sc.headers = appendHeaders(sc.headers[:0], r.Headers)
-	sc.msg = ck.Message{
-		TopicPartition: ck.TopicPartition{Topic: &r.Topic, Partition: ck.PartitionAny},
-		Key:            r.Key, Value: r.Value, Timestamp: r.Timestamp, Headers: sc.headers, Opaque: e,
-	}
-	err := p.rd.Produce(&sc.msg, nil)
-	clear(sc.headers)
-	sc.msg = ck.Message{}
-	scratches.Put(sc)
-	return err
-}
-
-func appendHeaders(to []ck.Header, from []store.Header) []ck.Header {
-	for i := range from {
-		h := ck.Header{Key: from[i].Name, Value: from[i].Value}
-		if h.Value == nil {
-			h.Value = emptyValue
-		}
-		to = append(to, h)
-	}
-	return to
-}
-
 // refusal says what an error of Produce means. Nothing was queued.
 func (p *producer) refusal(topic string, err error) *relay.SinkError {
 	var e ck.Error
@@ -172,23 +125,6 @@ func (p *producer) refusal(topic string, err error) *relay.SinkError {
 		p.lane.sink.topicFailed(topic, refusal)
 	}
 	return refusal
-}
-
-// run reads the producer's events until it is closed.
-func (p *producer) run() {
-	defer close(p.done)
-	for ev := range p.rd.Events() {
-		switch ev := ev.(type) {
-		case *ck.Message:
-			p.delivered(ev)
-		case ck.Error:
-			p.failed(ev)
-		case *ck.Stats:
-			p.lane.sink.metrics.stats(p.lane.name, ev.String(), p.lane.sink.log)
-		case ck.OAuthBearerTokenRefresh:
-			p.lane.sink.log.Warn("kafka asks for an OAUTHBEARER token; only sasl.oauthbearer.method=oidc is supported")
-		}
-	}
 }
 
 // delivered handles one delivery report.
@@ -274,18 +210,11 @@ func (p *producer) retryAlone(e *entry, refused *relay.SinkError) {
 
 // failed handles an error that concerns the producer and no record.
 func (p *producer) failed(err ck.Error) {
-	s := p.lane.sink
 	if err.IsFatal() {
 		p.died(err)
 		return
 	}
-	v := judge(err)
-	s.metrics.errors[v.Class].Inc()
-	s.log.Debug("kafka error", "lane", p.lane.name, "code", v.Code, "error", v.Detail)
-	if v.Class == relay.ClassCluster {
-		s.health.suspect(v.Error())
-		s.wakeWatch()
-	}
+	p.troubled(err)
 }
 
 // died tells the lane to replace this producer. More than one death of the same producer counts once.
@@ -360,9 +289,7 @@ func (l *lane) replace(d death, pause time.Duration) {
 // meanwhile is reported with the class. When it returns, the producer sends nothing any more.
 func (p *producer) retire(class relay.Class) {
 	p.dying.Store(int32(class))
-	if err := p.rd.Purge(ck.PurgeQueue | ck.PurgeInFlight | ck.PurgeNonBlocking); err != nil {
-		p.lane.sink.log.Error("purging the kafka producer", "lane", p.lane.name, "error", err)
-	}
+	p.purge()
 	if p.outstanding.Load() > 0 {
 		t := time.NewTimer(retireWait)
 		select {
@@ -372,9 +299,7 @@ func (p *producer) retire(class relay.Class) {
 		t.Stop()
 	}
 	p.users.Wait()
-	p.rd.Close()
-	<-p.done
-	p.logs.close()
+	p.close()
 	s := p.lane.sink
 	for i := range s.entries {
 		if e := &s.entries[i]; e.owner.Load() == p {
@@ -395,11 +320,8 @@ func (p *producer) signalDrained() {
 func (l *lane) purge() {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	if l.cur == nil {
-		return
-	}
-	if err := l.cur.rd.Purge(ck.PurgeQueue | ck.PurgeInFlight | ck.PurgeNonBlocking); err != nil {
-		l.sink.log.Error("purging the kafka producer", "lane", l.name, "error", err)
+	if l.cur != nil {
+		l.cur.purge()
 	}
 }
 

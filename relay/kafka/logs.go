@@ -17,12 +17,16 @@ type logs struct {
 	done chan struct{}
 }
 
-func newLogs(to *slog.Logger) *logs {
+// newLogs logs to a logger. onLine, which may be nil, is told the facility of every line.
+func newLogs(to *slog.Logger, onLine func(facility string)) *logs {
 	l := &logs{ch: make(chan ck.LogEvent, 100), done: make(chan struct{})}
 	go func() {
 		defer close(l.done)
 		rates := make(map[string]*rate)
 		for ev := range l.ch {
+			if onLine != nil {
+				onLine(ev.Tag)
+			}
 			r := rates[ev.Tag]
 			if r == nil {
 				r = &rate{}

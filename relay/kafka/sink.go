@@ -22,6 +22,8 @@ type Sink struct {
 	// second connection to the cluster and started when first needed.
 	batch *lane
 	solo  *lane
+	// transactions carry the records in transactional mode; nil: the lanes do. Then batch only asks for topics.
+	transactions *transactions
 
 	// reports never blocks its senders: deliveries are accepted only while all reports, those still to come and those not
 	// read yet, have room in it.
@@ -49,7 +51,7 @@ type Sink struct {
 	asking  map[string]struct{} // topics to be looked up
 }
 
-var _ relay.Sink = (*Sink)(nil)
+var _ relay.Fencer = (*Sink)(nil)
 
 // entry is one accepted delivery until its report. Entries are reused; there are Config.MaxQueued of them.
 type entry struct {
@@ -59,6 +61,13 @@ type entry struct {
 	next  *entry // in the free list
 	// tooLarge: a batch with it was too large; that it is stored alone shows that it was not.
 	tooLarge bool
+	// Of a transactor: alone is in a batch of its own, apart in a transaction without other topics; the report of librdkafka,
+	// which counts when the transaction ends, and what is reported whatever becomes of that.
+	alone, apart bool
+	partition    int32
+	offset       int64
+	err          error
+	verdict      *relay.SinkError
 	// owner has handed it to librdkafka and will report it; nil: it is held, moving between lanes, or free.
 	owner atomic.Pointer[producer]
 }
@@ -89,6 +98,13 @@ func New(ctx context.Context, cfg Config) (*Sink, error) {
 	}
 	s.health.init(cfg.Logger)
 	s.metrics = newMetrics(s)
+	if cfg.Transactional {
+		s.transactions = newTransactions(s)
+		if err := s.transactions.check(); err != nil {
+			end()
+			return nil, err
+		}
+	}
 	s.batch = newLane(s, "batch")
 	s.solo = newLane(s, "solo")
 	if err := s.batch.start(); err != nil {
@@ -128,6 +144,12 @@ func (s *Sink) Deliver(d *relay.Delivery) error {
 		return relay.ErrSinkFull
 	}
 	e := s.take(d, size)
+	if s.transactions != nil {
+		if t.version == 0 { // it is known to be there; whether we may write it is not
+			s.doubt(d.Record.Topic, t)
+		}
+		e.apart = time.Now().Before(t.apartUntil)
+	}
 	if t.state == topicAsking {
 		t.held = append(t.held, e)
 		s.mu.Unlock()
@@ -136,11 +158,19 @@ func (s *Sink) Deliver(d *relay.Delivery) error {
 	lane := s.laneOf(t)
 	s.mu.Unlock()
 
-	if err := lane.produce(e); err != nil {
+	if err := s.hand(e, lane); err != nil {
 		s.release(e)
 		return s.refuse(err)
 	}
 	return nil
+}
+
+// hand gives an entry to what carries it: a lane, or its shard's transactor.
+func (s *Sink) hand(e *entry, l *lane) *relay.SinkError {
+	if s.transactions != nil {
+		return s.transactions.hand(e)
+	}
+	return l.produce(e)
 }
 
 // refuse counts a delivery that is refused on the spot.
@@ -154,7 +184,7 @@ func (s *Sink) refuse(err *relay.SinkError) error {
 
 // laneOf returns the lane for a topic. s.mu is held.
 func (s *Sink) laneOf(t *topic) *lane {
-	if !t.soloUntil.IsZero() && time.Now().Before(t.soloUntil) {
+	if t.alone(time.Now()) {
 		return s.solo
 	}
 	return s.batch
@@ -177,6 +207,7 @@ func (s *Sink) take(d *relay.Delivery, size int64) *entry {
 	e := s.free
 	s.free = e.next
 	e.next, e.d, e.bytes, e.since, e.tooLarge = nil, d, size, time.Now(), false
+	e.alone, e.apart, e.err, e.verdict = false, false, nil, nil
 	if s.inUse == 0 {
 		s.busy = e.since
 	}
@@ -231,6 +262,9 @@ func (s *Sink) Reports() <-chan *relay.Delivery { return s.reports }
 // be dropped as well.
 func (s *Sink) Purge() {
 	s.dropHeld(&relay.SinkError{Class: relay.ClassPurged, Code: "_PURGE_QUEUE", Detail: "purged while its topic was looked up"})
+	if s.transactions != nil {
+		s.transactions.purge()
+	}
 	s.batch.purge()
 	s.solo.purge()
 }
@@ -271,6 +305,9 @@ func (s *Sink) Close(ctx context.Context) error {
 	s.end()
 	s.wg.Wait() // first of all, so that no lane is rebuilt and no topic looked up below
 	s.dropHeld(&relay.SinkError{Class: relay.ClassPurged, Code: "_PURGE_QUEUE", Detail: "closed while its topic was looked up"})
+	if s.transactions != nil {
+		s.transactions.close()
+	}
 	s.batch.close(relay.ClassPurged)
 	s.solo.close(relay.ClassPurged)
 	close(s.reports)

@@ -20,29 +20,52 @@ func (s *Sink) Tail(ctx context.Context, from map[relay.TopicPartition]int64, fn
 	if len(from) == 0 {
 		return nil
 	}
-	conf := s.cfg.consumer()
-	l := newLogs(s.log.With("lane", "tail"))
+	l := newLogs(s.log.With("lane", "tail"), nil)
 	defer l.close()
-	conf["go.logs.channel"] = l.ch
-	c, err := ck.NewConsumer(&conf)
-	if err != nil {
-		return fmt.Errorf("reading tails: %w", err)
+	t := &tail{fn: fn, ends: make(map[relay.TopicPartition]int64)}
+	err := t.open(s.cfg, l)
+	if err == nil {
+		err = t.read(ctx, from)
 	}
-	err = (&tail{c: c, fn: fn, ends: make(map[relay.TopicPartition]int64)}).read(ctx, from)
-	if closed := c.Close(); err == nil && closed != nil {
-		err = closed
-	}
-	if err != nil {
+	if err = errors.Join(err, t.close()); err != nil {
 		return fmt.Errorf("reading tails: %w", err)
 	}
 	return nil
 }
 
-// tail is one run of Tail.
+// open makes the consumers.
+func (t *tail) open(cfg Config, l *logs) (err error) {
+	consumer := func(committed bool) (*ck.Consumer, error) {
+		conf := cfg.consumer(committed)
+		conf["go.logs.channel"] = l.ch
+		return ck.NewConsumer(&conf)
+	}
+	if t.ender, err = consumer(false); err != nil || !cfg.Transactional {
+		t.c = t.ender
+		return err
+	}
+	t.c, err = consumer(true)
+	return err
+}
+
+func (t *tail) close() error {
+	var errs []error
+	if t.c != nil && t.c != t.ender {
+		errs = append(errs, t.c.Close())
+	}
+	if t.ender != nil {
+		errs = append(errs, t.ender.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// tail is one run of Tail. In transactional mode records of aborted transactions are not delivered, and those of open ones not
+// yet: it waits until the latter are either, as those it looks for may come behind them.
 type tail struct {
-	c    *ck.Consumer
-	fn   func(tp relay.TopicPartition, offset int64, headers []store.Header)
-	ends map[relay.TopicPartition]int64 // of partitions not read to their end yet: the offset after their last record
+	c     *ck.Consumer // reads
+	ender *ck.Consumer // asks for the ends: it sees what is not committed yet
+	fn    func(tp relay.TopicPartition, offset int64, headers []store.Header)
+	ends  map[relay.TopicPartition]int64 // of partitions not read to their end yet: the offset after their last record
 }
 
 func (t *tail) read(ctx context.Context, from map[relay.TopicPartition]int64) error {
@@ -81,7 +104,7 @@ func (t *tail) read(ctx context.Context, from map[relay.TopicPartition]int64) er
 // bounds returns the first offset and the one after the last; both 0 for a partition that is not there.
 func (t *tail) bounds(ctx context.Context, tp relay.TopicPartition) (low, high int64, err error) {
 	for {
-		low, high, err = t.c.QueryWatermarkOffsets(tp.Topic, tp.Partition, int(lookUpTimeout.Milliseconds()))
+		low, high, err = t.ender.QueryWatermarkOffsets(tp.Topic, tp.Partition, int(lookUpTimeout.Milliseconds()))
 		if err == nil {
 			return low, high, nil
 		}

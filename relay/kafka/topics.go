@@ -39,11 +39,26 @@ const (
 type topic struct {
 	state      topicState
 	partitions int32
+	version    int              // counts what was learned of it
 	refusal    *relay.SinkError // while refused
 	checked    time.Time        // when it was refused
 	used       bool             // wanted by somebody; while refused: since the last refresh
 	held       []*entry         // while asking, in order
 	soloUntil  time.Time
+	apartUntil time.Time // in transactional mode: in transactions without other topics
+}
+
+// alone reports whether its records go one by one.
+func (t *topic) alone(now time.Time) bool { return !t.soloUntil.IsZero() && now.Before(t.soloUntil) }
+
+// topicNews returns a number that changes when producers must hear of a topic, and whether its records go one by one.
+func (s *Sink) topicNews(name string) (version int, alone bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.topics[name]; t != nil {
+		return t.version, t.alone(time.Now())
+	}
+	return 0, false
 }
 
 // legalTopic reports whether Kafka allows the name.
@@ -82,6 +97,21 @@ func (s *Sink) topicFor(name string) (*topic, *relay.SinkError) {
 	return nil, t.refusal
 }
 
+// doubt has a topic looked up again before more is delivered to it. s.mu is held.
+func (s *Sink) doubt(name string, t *topic) {
+	if t.state == topicKnown {
+		t.state = topicAsking
+		s.ask(name)
+	}
+}
+
+// mayWrite reports whether a topic lets us write, as far as the cluster says. It matters in transactions only: there a topic
+// that is not for us takes the shard's producer with it.
+func (s *Sink) mayWrite(d *ck.TopicDescription) bool {
+	ops := d.AuthorizedOperations
+	return s.transactions == nil || len(ops) == 0 || slices.Contains(ops, ck.ACLOperationWrite) || slices.Contains(ops, ck.ACLOperationAll)
+}
+
 // ask has a topic looked up soon. s.mu is held.
 func (s *Sink) ask(name string) {
 	s.asking[name] = struct{}{}
@@ -100,7 +130,7 @@ func (s *Sink) Partition(name string, key []byte) (int32, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t, refusal := s.topicFor(name)
-	if refusal != nil || t.state != topicKnown {
+	if refusal != nil || t.partitions == 0 {
 		return 0, false
 	}
 	return relay.Partition(key, t.partitions), true
@@ -152,6 +182,10 @@ func (s *Sink) lookUp(ctx context.Context, names []string) error {
 	}
 	for _, d := range found {
 		switch v := verdictOf(d.Error.Code()); {
+		case !s.mayWrite(&d):
+			s.unknown(d.Name, &relay.SinkError{
+				Class: relay.ClassTopic, Code: verdicts[ck.ErrTopicAuthorizationFailed].name, Detail: "we may see topic " + d.Name + " but not write it",
+			})
 		case len(d.Partitions) > 0 && (d.Error.Code() == ck.ErrNoError || d.Error.Code() == ck.ErrLeaderNotAvailable):
 			if err := s.learned(p, d.Name, int32(len(d.Partitions))); err != nil {
 				return err
@@ -183,6 +217,7 @@ func (s *Sink) learned(p *producer, name string, partitions int32) error {
 	for {
 		s.mu.Lock()
 		t.partitions, t.refusal = partitions, nil
+		t.version++
 		held := t.held
 		t.held = nil
 		if len(held) == 0 {
@@ -193,7 +228,7 @@ func (s *Sink) learned(p *producer, name string, partitions int32) error {
 		s.mu.Unlock()
 		// Deliveries that arrive now are held as well, so that none overtakes these.
 		for _, e := range held {
-			if v := s.batch.produce(e); v != nil {
+			if v := s.hand(e, s.batch); v != nil {
 				if v == errQueueFull {
 					v = &relay.SinkError{Class: relay.ClassCluster, Code: v.Code, Detail: "the producer's queue is full"}
 				}
@@ -230,7 +265,8 @@ func (p *producer) describe(ctx context.Context, names []string) ([]ck.TopicDesc
 	var found []ck.TopicDescription
 	for part := range slices.Chunk(names, topicsPerRequest) {
 		ctx, cancel := context.WithTimeout(ctx, lookUpTimeout)
-		r, err := admin.DescribeTopics(ctx, ck.NewTopicCollectionOfTopicNames(part), ck.SetAdminRequestTimeout(lookUpTimeout))
+		r, err := admin.DescribeTopics(ctx, ck.NewTopicCollectionOfTopicNames(part), ck.SetAdminRequestTimeout(lookUpTimeout),
+			ck.SetAdminOptionIncludeAuthorizedOperations(p.sink.transactions != nil))
 		cancel()
 		if err != nil {
 			return nil, fmt.Errorf("describing topics: %w", err)
