@@ -29,6 +29,8 @@ type shop struct {
 	dsn       string
 	broker    broker
 	instances []*orders.Instance
+	// committed: its consumers read with isolation.level=read_committed.
+	committed bool
 }
 
 func openShop(t testing.TB, p *platform, b broker, aggregates int) *shop {
@@ -114,7 +116,11 @@ func (s *shop) settle(expected func(history.Event) bool) *history.Report {
 	ctx, cancel := context.WithTimeout(s.t.Context(), settleLimit)
 	defer cancel()
 	next := 0
-	_, err = kafka.ReadUntil(ctx, s.broker.Bootstrap(), func(read []kafka.Record) bool {
+	readUntil := kafka.ReadUntil
+	if s.committed {
+		readUntil = kafka.ReadCommittedUntil
+	}
+	_, err = readUntil(ctx, s.broker.Bootstrap(), func(read []kafka.Record) bool {
 		for ; next < len(read); next++ {
 			if id, found := read[next].Header("ce_id"); found {
 				if parsed, err := uuid.ParseBytes(id); err == nil {
@@ -145,7 +151,11 @@ func (s *shop) judge(committed []history.Event) *history.Report {
 // read reads all topics from their beginning to their present end.
 func (s *shop) read() []history.Record {
 	s.t.Helper()
-	read, err := kafka.ReadAll(s.t.Context(), s.broker.Bootstrap(), slices.Sorted(maps.Keys(shopTopics))...)
+	readAll := kafka.ReadAll
+	if s.committed {
+		readAll = kafka.ReadCommitted
+	}
+	read, err := readAll(s.t.Context(), s.broker.Bootstrap(), slices.Sorted(maps.Keys(shopTopics))...)
 	if err != nil {
 		s.t.Fatal(err)
 	}
