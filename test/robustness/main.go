@@ -89,6 +89,9 @@ func (c *runCmd) command() string {
 	if c.Workers != defaultWorkers {
 		flags = append(flags, fmt.Sprintf("--workers=%d", c.Workers))
 	}
+	for _, e := range c.Env {
+		flags = append(flags, "--env="+e)
+	}
 	if len(c.Faults) > 0 {
 		flags = append(flags, "--faults="+strings.Join(c.Faults, ","))
 	}

@@ -42,7 +42,7 @@ type runCmd struct {
 	Out        string        `default:"bin/robustness-results" help:"Where the results go."`
 	Keep       bool          `help:"Keep logs and journals of a valid run too."`
 	Patience   time.Duration `default:"60s" help:"How long everything may take to be decided and published after the last fault."`
-	Most       int64         `help:"End the load after about so many transactions."`
+	Env        []string      `help:"More environment of servers and relays: other settings, as NAME=value."`
 
 	// Of mutants.
 	mutant    string
@@ -121,7 +121,7 @@ func (c *runCmd) once(ctx context.Context) (v verdict, err error) {
 	}
 	config := cluster.Config{
 		Dir: dir, StoreDir: storeDir, Program: absolute(c.Program), Self: self, Apache: c.Apache, Seed: c.Seed, Workers: c.Workers,
-		PerSecond: c.Rate / 3, Aggregates: c.Aggregates, Profiles: c.profiles, Mutant: c.mutant, LaggingStandby: c.lagging, LogRetention: c.retention,
+		PerSecond: c.Rate / 3, Aggregates: c.Aggregates, Profiles: c.profiles, Mutant: c.mutant, LaggingStandby: c.lagging, LogRetention: c.retention, Env: c.Env,
 	}
 	if c.Old != "" {
 		config.Old = absolute(c.Old)

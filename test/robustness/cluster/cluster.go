@@ -38,6 +38,8 @@ type Config struct {
 	Mutant string
 	// LaggingStandby lets the first source be asked at a standby that replays nothing.
 	LaggingStandby bool
+	// Env is added to that of servers and relays.
+	Env []string
 	// LogRetention of the store. 0: 30 s.
 	LogRetention time.Duration
 	// Servers and Relays: how many. 0: 2 and 3.
@@ -180,6 +182,7 @@ func (c *Cluster) startPlatform(ctx context.Context) error {
 	}
 	// The services' databases as servers reach them.
 	env := []string{"OUTBOX_LOG_FORMAT=text", "OUTBOX_MUTANT=" + c.Mutant}
+	env = append(env, c.Env...)
 	for _, s := range c.Sources {
 		_, dsn, err := s.Postgres.link("servers-"+s.Name, s.Database)
 		if err != nil {
