@@ -64,6 +64,7 @@ type verdict struct {
 	Why      string        `json:"why,omitempty"`
 	Summary  check.Summary `json:"summary"`
 	Cannot   []string      `json:"cannot,omitempty"`
+	Decided  float64       `json:"decided_seconds"`
 	Settled  float64       `json:"settled_seconds"`
 	Seconds  float64       `json:"seconds"`
 	Broker   string        `json:"broker"`
@@ -143,6 +144,7 @@ func (c *runCmd) once(ctx context.Context) (v verdict, err error) {
 	if err != nil {
 		return v, err
 	}
+	v.Decided = run.Settled.Decided.Seconds()
 	v.Settled = run.Settled.Within.Seconds()
 	if v.Violations, v.Summary, err = check.Check(run); err != nil {
 		return v, err
@@ -378,6 +380,7 @@ func (s *settler) settle(ctx context.Context) error {
 			break
 		}
 	}
+	s.settled.Decided = time.Since(s.begun)
 	if err := s.arrive(ctx, deadline); err != nil {
 		return err
 	}

@@ -62,8 +62,9 @@ type Settled struct {
 	// Undecided, Spilled, Missing and Blocked are what was left when the time was up: transactions, requests, events,
 	// aggregates.
 	Undecided, Spilled, Missing, Blocked int
-	// Within is how long it took, Limit how long it might.
-	Within, Limit time.Duration
+	// Decided is how long it took until nothing was undecided or parked, Within until everything was on Kafka, Limit how long
+	// it might.
+	Decided, Within, Limit time.Duration
 }
 
 // Violation is a broken promise.
