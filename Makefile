@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-python test-short simulate model cover robustness robustness-campaign robustness-mutants lint lint-python fmt generate check-generated build bench tools clean
+.PHONY: help run test test-python test-short simulate model cover robustness robustness-campaign robustness-mutants lint lint-python fmt generate check-generated build bench bench-python tools clean
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GOFILES := $(shell git ls-files --cached --others --exclude-standard '*.go' go.mod go.sum 'migrations/*.sql' 2>/dev/null)
@@ -66,6 +66,9 @@ check-generated: ## Fail when gen/ is not what proto/ says
 
 bench: build ## Measure against what a team would write instead; BENCHFLAGS are those of `outbox bench`
 	bin/outbox bench $(BENCHFLAGS)
+
+bench-python: build ## Measure what an event costs an async SQLAlchemy transaction; BENCHFLAGS are those of client/python/bench/overhead.py
+	@tools/python-sdk.sh default python bench/overhead.py $(BENCHFLAGS)
 
 # The suite kills processes at points that only builds with the tag failpoints have; mutants exist only with the tag mutant.
 SECONDS ?= 90

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import gc
 import json
+import random
 import sys
 import tempfile
 import time
@@ -68,8 +69,8 @@ async def transaction(kind: str, engine: Any, outbox: Outbox[AsyncOutboxClient],
             await session.execute(ROW, {"id": uuid.uuid4(), "a": str(customer), "data": payload.decode()})
 
 
-async def measure(stack: Stack, db: SourceDatabase, tasks: int, seconds: float) -> dict[str, list[float]]:
-    """Runs so many tasks for so long and returns the latencies in seconds by kind."""
+async def measure(stack: Stack, db: SourceDatabase, tasks: int, seconds: float, pause: float) -> dict[str, list[float]]:
+    """Runs so many tasks for so long, with pauses in seconds, and returns the latencies in seconds by kind."""
     engine = create_async_engine(db.asyncpg_url, pool_size=tasks)
     payload = json.dumps({"order": "x" * 400}).encode()
     taken: dict[str, list[float]] = defaultdict(list)
@@ -88,6 +89,8 @@ async def measure(stack: Stack, db: SourceDatabase, tasks: int, seconds: float) 
                 await transaction(kind, engine, outbox, (task * 61 + i) % 1000, payload)
                 if time.monotonic() > warm_until:
                     taken[kind].append(time.perf_counter() - begun)
+                if pause:
+                    await asyncio.sleep(random.uniform(0.5, 1.5) * pause)
 
         await asyncio.gather(*(work(t) for t in range(tasks)))
     await engine.dispose()
@@ -104,6 +107,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="1,16", help="numbers of concurrent tasks (default 1,16)")
     parser.add_argument("--seconds", type=float, default=15, help="of each run, after 2 s to warm up (default 15)")
+    parser.add_argument(
+        "--pauses", default="0,0.05", help="mean pauses of a task in s (default 0,0.05); 0: as fast as it can"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="outbox-bench-") as directory:
         Path(directory).chmod(0o755)
@@ -113,11 +119,12 @@ def main() -> None:
             stack.register("bench")
             db = SourceDatabase(stack)
             db.execute(TABLES)
-            print("| tasks | transaction | per second | p50 ms | p99 ms | overhead p50 / p99 ms |")
-            print("|--:|---|--:|--:|--:|--:|")
-            for tasks in map(int, arguments.tasks.split(",")):
+            print("| tasks | pause ms | transaction | per second | p50 ms | p99 ms | overhead p50 / p99 ms |")
+            print("|--:|--:|---|--:|--:|--:|--:|")
+            runs = [(int(t), float(p)) for p in arguments.pauses.split(",") for t in arguments.tasks.split(",")]
+            for tasks, pause in runs:
                 gc.collect()
-                taken = asyncio.run(measure(stack, db, tasks, arguments.seconds))
+                taken = asyncio.run(measure(stack, db, tasks, arguments.seconds, pause))
                 for kind in KINDS:
                     p50, p99 = (percentile(taken[kind], p) for p in (0.5, 0.99))
                     over = " / ".join(
@@ -125,7 +132,7 @@ def main() -> None:
                     )
                     rate = len(taken[kind]) / arguments.seconds
                     print(
-                        f"| {tasks} | {kind} | {rate:.0f} | {p50:.1f} | {p99:.1f} | {over if kind != 'bare' else ''} |",
+                        f"| {tasks} | {pause * 1000:.0f} | {kind} | {rate:.0f} | {p50:.1f} | {p99:.1f} | {over if kind != 'bare' else ''} |",
                         flush=True,
                     )
         finally:

@@ -305,9 +305,9 @@ def _stepper(connection: Connection, client: OutboxClient | AsyncOutboxClient) -
 
     def step(wanted: driver.Step) -> Any:
         if isinstance(wanted, driver.Fetch):
-            return connection.execute(*statement(wanted.sql, wanted.args)).all()
+            return connection.exec_driver_sql(*statement(connection.dialect, wanted.sql, wanted.args)).all()
         if isinstance(wanted, driver.Execute):
-            return connection.execute(*statement(wanted.sql, wanted.args)).rowcount
+            return connection.exec_driver_sql(*statement(connection.dialect, wanted.sql, wanted.args)).rowcount
         if isinstance(wanted, driver.MustSpill):
             if isinstance(client, OutboxClient):
                 return client.must_spill(wanted.database)

@@ -85,7 +85,7 @@ class Session:
         call.id = self._next_id
         self.queue[call.id] = call
         if self.current is not None:
-            self.current.poke()
+            self.current.poke(linger=call.later is not None)
 
     def _down_error(self, kind: Kind) -> CallError:
         """Makes the failure of a call that was never sent."""

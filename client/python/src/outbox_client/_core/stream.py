@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE_BYTES = 512 << 10  # of the calls in one message; a larger call travels alone
 MAX_MESSAGE_CALLS = 1024
+COMMIT_LINGER = 0.002  # seconds; a message costs more than a call
 
 
 class StreamEndedError(OutboxError):
@@ -47,6 +48,7 @@ class Stream:
         self._last_received = self._loop.time()
         self._leaving = False
         self._grace: asyncio.TimerHandle | None = None
+        self._linger: asyncio.TimerHandle | None = None
         self._ended = asyncio.Event()
         self.replace = asyncio.Event()  # another stream should take this one's place
         self.server = ""
@@ -100,8 +102,15 @@ class Stream:
         self.server = first.welcome.server
         self._limits = self._engine.limits = Limits.told(first.welcome.limits)
 
-    def poke(self) -> None:
-        """Wakes the sender."""
+    def poke(self, linger: bool = False) -> None:
+        """Wakes the sender. linger: for a Commit, which nobody waits for: it rides with the next call, or goes out a moment later."""
+        if not linger:
+            self._wake.set()
+        elif self._linger is None:
+            self._linger = self._loop.call_later(COMMIT_LINGER, self._lingered)
+
+    def _lingered(self) -> None:
+        self._linger = None
         self._wake.set()
 
     def end(self, why: BaseException) -> None:
@@ -211,8 +220,9 @@ class Stream:
             raise why
 
     def _finish(self, why: BaseException) -> None:
-        if self._grace is not None:
-            self._grace.cancel()
+        for timer in (self._grace, self._linger):
+            if timer is not None:
+                timer.cancel()
         unanswered = [call for call in self._open.values() if call is not None]
         self._open.clear()
         self._session.ended(self, unanswered, why)

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, TextClause, text
+from sqlalchemy import Connection, Dialect, Engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from outbox_client._source.driver import Row, named, names
@@ -19,13 +19,20 @@ T = TypeVar("T")
 
 
 @lru_cache(maxsize=64)
-def _text(sql: str) -> TextClause:
-    return text(named(sql, ":p{} "))  # the blank keeps the name and a cast (::text) apart
+def _driver_sql(sql: str, paramstyle: str) -> str:
+    if paramstyle == "numeric_dollar":
+        return sql  # asyncpg's are PostgreSQL's own
+    if paramstyle == "pyformat":
+        return named(sql, "%(p{})s")
+    raise TypeError(
+        f"a driver with parameters in the style {paramstyle!r} is not supported: use asyncpg, psycopg or psycopg2"
+    )
 
 
-def statement(sql: str, args: Sequence[Any]) -> tuple[TextClause, dict[str, Any]]:
-    """Turns a statement of the protocol into SQLAlchemy's, with its parameters."""
-    return _text(sql), names(args)
+def statement(dialect: Dialect, sql: str, args: Sequence[Any]) -> tuple[str, Any]:
+    """Turns a statement of the protocol into the driver's own, with its parameters: for exec_driver_sql, the cheapest way."""
+    style = dialect.paramstyle
+    return _driver_sql(sql, style), tuple(args) if style == "numeric_dollar" else names(args)
 
 
 class AsyncConnector:
@@ -57,10 +64,10 @@ class _AsyncConnection:
         self._c = c
 
     async def fetch(self, sql: str, *args: Any) -> Sequence[Row]:
-        return (await self._c.execute(*statement(sql, args))).all()
+        return (await self._c.exec_driver_sql(*statement(self._c.dialect, sql, args))).all()
 
     async def execute(self, sql: str, *args: Any) -> int:
-        return (await self._c.execute(*statement(sql, args))).rowcount
+        return (await self._c.exec_driver_sql(*statement(self._c.dialect, sql, args))).rowcount
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
@@ -112,10 +119,10 @@ class _SyncConnection:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def fetch(self, sql: str, *args: Any) -> Sequence[Row]:
-        return await self._run(lambda: self._c.execute(*statement(sql, args)).all())
+        return await self._run(lambda: self._c.exec_driver_sql(*statement(self._c.dialect, sql, args)).all())
 
     async def execute(self, sql: str, *args: Any) -> int:
-        return await self._run(lambda: self._c.execute(*statement(sql, args)).rowcount)
+        return await self._run(lambda: self._c.exec_driver_sql(*statement(self._c.dialect, sql, args)).rowcount)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
