@@ -127,12 +127,15 @@ def main() -> None:
                 taken = asyncio.run(measure(stack, db, tasks, arguments.seconds, pause))
                 for kind in KINDS:
                     p50, p99 = (percentile(taken[kind], p) for p in (0.5, 0.99))
-                    over = " / ".join(
-                        f"{now - percentile(taken['bare'], p):.1f}" for now, p in ((p50, 0.5), (p99, 0.99))
+                    base = (percentile(taken["bare"], p) for p in (0.5, 0.99))
+                    over = (
+                        ""
+                        if kind == "bare"
+                        else " / ".join(f"{now - b:.1f}" for now, b in zip((p50, p99), base, strict=True))
                     )
                     rate = len(taken[kind]) / arguments.seconds
                     print(
-                        f"| {tasks} | {pause * 1000:.0f} | {kind} | {rate:.0f} | {p50:.1f} | {p99:.1f} | {over if kind != 'bare' else ''} |",
+                        f"| {tasks} | {pause * 1000:.0f} | {kind} | {rate:.0f} | {p50:.1f} | {p99:.1f} | {over} |",
                         flush=True,
                     )
         finally:

@@ -445,6 +445,37 @@ def test_an_abort_of_what_never_arrived_is_nothing(
     wait_for(lambda: "after a decision" in caplog.text, "the log")
 
 
+@pytest.mark.parametrize("denied", [False, True])
+def test_commits_by_unary_calls(platform: FakePlatform, denied: bool) -> None:
+    """Because the configuration says so, or because sessions turn out not to be served."""
+    ids = [new_id(), new_id()]
+    with OutboxClient(platform.config(**QUICK)) as other:
+        for id in ids:
+            other.prepare(id, DatabaseTransaction(1), order())
+    failures = [Fault(error=fault_error(grpc.StatusCode.UNAVAILABLE, Reason.STORE_UNAVAILABLE))]
+
+    def fault(call: Call) -> Fault | None:
+        if call.name == "session":
+            return Fault(error=_method_denied(call))
+        return failures.pop() if call.name == "commit" and failures else None
+
+    platform.fault = fault
+    with OutboxClient(platform.config(unary=not denied, **QUICK)) as client:
+        client.commit_later(ids[0])
+        platform.wait(lambda: len(platform.published()) == 1, "the commit")
+        assert all(c.unary for c in platform.calls("commit"))
+        wait_for(lambda: client.stats().acknowledged == 1, "the acknowledgement")
+        ends: list[object] = []
+        platform.fault = (
+            only("commit", Fault(silent=True))
+            if not denied
+            else lambda call: Fault(silent=call.name == "commit", error=_method_denied(call))
+        )
+        client.commit_later(ids[1], done=ends.append)
+        platform.wait(lambda: len(platform.calls("commit")) == 3, "the commit")
+    assert isinstance(ends[0], ClosedError)
+
+
 def test_close_waits_for_commits(platform: FakePlatform) -> None:
     platform.fault = only("commit", Fault(after=0.1))
     client = OutboxClient(platform.config(**QUICK))

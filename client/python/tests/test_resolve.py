@@ -478,6 +478,15 @@ async def test_the_janitor(world: World) -> None:
     assert left() == {aborted, unanswered}
 
 
+async def test_the_janitor_rests_while_the_platform_is_away(world: World) -> None:
+    age(world, await world.publish())
+    await asyncio.to_thread(world.platform.stop)
+    await asyncio.to_thread(world.platform.wait, lambda: world.client.link == "down", "the link to be down")
+    await Cleanup(world.database).tidy_all()
+    assert world.db.markers() == 1
+    assert not world.alarms
+
+
 async def test_the_janitor_goes_on_where_it_was(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("outbox_client._source.cleanup.JANITOR_ROWS", 1)
     for _ in range(2):

@@ -36,6 +36,7 @@ from outbox_client import (
     UnavailableError,
     Upkeep,
 )
+from outbox_client._source.scope import Scope
 from outbox_client.testing import FakePlatform, Fault, fault_error
 from outbox_client.transaction import State
 
@@ -189,8 +190,10 @@ async def committed(platform: FakePlatform, *ids: str) -> None:
 async def test_commit(way: Way, platform: FakePlatform, db: SourceDatabase) -> None:
     async with way.transaction() as tx:
         await tx.execute(upsert())
-        tx.publish(order("1"), order("2"))
+        ids = tx.publish(order("1"), order("2"))
         assert not platform.calls("prepare")
+        if isinstance(tx, Scope):
+            assert [e.event_id for e in tx.pending] == ids
     await committed(platform, "1", "2")
     assert len(platform.calls("prepare")) == 1
     assert db.orders() == ["1"]
@@ -200,7 +203,11 @@ async def test_commit(way: Way, platform: FakePlatform, db: SourceDatabase) -> N
 async def test_no_events_is_an_ordinary_transaction(way: Way, platform: FakePlatform, db: SourceDatabase) -> None:
     async with way.transaction() as tx:
         await tx.execute(upsert())
+        assert tx.publish() == []
     assert db.orders() == ["1"]
+    with pytest.raises(Exception, match="duplicate key"):
+        async with way.transaction() as tx:
+            await tx.execute("INSERT INTO late VALUES ('a'), ('a')")
     assert db.markers() == 0
 
 
@@ -371,6 +378,15 @@ async def test_a_transaction_that_is_open_already_is_refused(platform: FakePlatf
         b.execute("SELECT 1")
         with pytest.raises(NoTransactionError), outbox_client.psycopg.Outbox(blocking).transaction(b):
             pass
+
+
+async def test_a_block_that_raises_on_a_broken_connection(way: Way, platform: FakePlatform, db: SourceDatabase) -> None:
+    with pytest.raises((ZeroDivisionError, DBAPIError, psycopg.Error)):
+        async with way.transaction() as tx:
+            tx.publish(order())
+            db.terminate_others()
+            raise ZeroDivisionError
+    assert not platform.calls("prepare")
 
 
 async def test_hooks_of_a_blocking_session(platform: FakePlatform, db: SourceDatabase) -> None:

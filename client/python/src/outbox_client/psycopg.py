@@ -244,7 +244,4 @@ class _Connection:
             yield
 
     async def close(self) -> None:
-        try:
-            await self._c.close()
-        except Exception:
-            pass  # it is gone
+        await self._c.close()

@@ -23,7 +23,13 @@ from __future__ import annotations
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from typing import Any, Generic, TypeVar, overload
 
 from sqlalchemy import (
@@ -187,11 +193,8 @@ async def _transaction_async(outbox: Outbox[Any], session: AsyncSession) -> Asyn
         await session.commit()
     except BaseException as e:
         unknown = _unknown(pending, e)
-        try:
+        with suppress(Exception):  # what ended the block is said already
             await session.rollback()
-        except Exception as broken:
-            if unknown is None:
-                raise e from broken
         if unknown is not None:
             raise unknown from e
         raise
@@ -212,11 +215,8 @@ def _transaction(outbox: Outbox[Any], session: Session) -> Iterator[SessionEvent
         session.commit()
     except BaseException as e:
         unknown = _unknown(pending, e)
-        try:
+        with suppress(Exception):  # what ended the block is said already
             session.rollback()
-        except Exception as broken:
-            if unknown is None:
-                raise e from broken
         if unknown is not None:
             raise unknown from e
         raise
@@ -338,8 +338,7 @@ def _savepoint_rolled_back(connection: Connection, name: str, context: object) -
 
 
 def _savepoint_released(connection: Connection, name: str, context: object) -> None:
-    if connection in _savepoints:
-        _savepoints[connection] = _older(connection, name)
+    _savepoints[connection] = _older(connection, name)
 
 
 def _older(connection: Connection, name: str) -> list[str]:

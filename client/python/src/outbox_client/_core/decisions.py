@@ -70,6 +70,9 @@ class Decisions:
             except CallError as e:
                 e.local = False  # it was sent: a failure on the way is worth another try
                 answer = e
+            except asyncio.CancelledError:
+                self.finish(decision, closed_error())
+                raise
         decision.answered(answer)
 
     def finish(self, decision: _Decision, error: CallError | None) -> None:
@@ -107,10 +110,7 @@ class _Decision:
         if session is None:
             engine.spawn(self._all.send_unary(self))
             return
-        try:
-            session.enqueue(Call(self.kind, self.body, later=self.answered))
-        except CallError as e:
-            self.answered(e)
+        session.enqueue(Call(self.kind, self.body, later=self.answered))
 
     def answered(self, answer: Answer) -> None:
         engine = self._all._engine

@@ -46,11 +46,10 @@ def client() -> OutboxClient:
     Servers answer the platform's questions from the first call on: call client().connect() in gunicorn's post_worker_init to begin at once.
     """
     global _client
-    if _client is None:
-        with _lock:
-            if _client is None:
-                _client = _make()
-    return _client
+    with _lock:
+        if _client is None:
+            _client = _make()
+        return _client
 
 
 def close() -> None:
