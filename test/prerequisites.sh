@@ -20,6 +20,7 @@ has_user() { getent passwd "$1" >/dev/null; }
 missing=()
 java_is_new_enough || missing+=(java)
 command -v mvn >/dev/null || missing+=(mvn)
+command -v openssl >/dev/null || missing+=(openssl)
 if [ "$(id -u)" = 0 ] && ! has_user postgres && ! has_user nobody; then
   echo "prerequisites: adding the user postgres, because PostgreSQL does not run as root"
   useradd --system --no-create-home --shell /usr/sbin/nologin postgres
@@ -32,10 +33,10 @@ if [ "$(id -u)" != 0 ]; then
 fi
 if [ "${as_root[*]:-}" = refuse ] || ! command -v apt-get >/dev/null; then
   {
-    echo "prerequisites: missing: ${missing[*]}. The tests run a real Apache Kafka, which needs"
+    echo "prerequisites: missing: ${missing[*]}. The tests make certificates with openssl and run a real Apache Kafka, which needs"
     echo "  - a Java runtime, version $oldest_java or newer, as java in PATH or in JAVA_HOME"
     echo "  - Maven, as mvn in PATH, to fetch Kafka from Maven Central once"
-    echo "On Debian and Ubuntu: sudo apt-get install default-jre-headless maven"
+    echo "On Debian and Ubuntu: sudo apt-get install default-jre-headless maven openssl"
   } >&2
   exit 1
 fi
@@ -59,6 +60,7 @@ for what in "${missing[@]}"; do
   case $what in
     java) packages+=("$(java_package)") ;;
     mvn) packages+=(maven) ;;
+    openssl) packages+=(openssl) ;;
   esac
 done
 "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${packages[@]}"

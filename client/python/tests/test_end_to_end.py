@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -164,6 +165,9 @@ def test_killed_between_commit_and_the_commit_call(
         Outbox(survivor, create_engine(db.psycopg_url))
         survivor.connect()
         died: dict[str, float] = {}
+        enough = threading.Event()
+        reading = threading.Thread(target=lambda: [reader.poll() for _ in iter(enough.is_set, True)])
+        reading.start()
         for n in range(KILLS):
             victim = subprocess.Popen(
                 [sys.executable, PROGRAMS / "die_after_commit.py", stack.api, source, db.asyncpg_url, str(n)],
@@ -175,8 +179,11 @@ def test_killed_between_commit_and_the_commit_call(
             died[str(n)] = time.time()
             assert victim.returncode == -signal.SIGKILL, out
             assert out.strip() == "committed"
-            reader.poll()
-        wait_for(lambda: len(reader.poll()) >= KILLS, "the events of the dead", timeout=60)
+        try:
+            wait_for(lambda: len(reader.records) >= KILLS, "the events of the dead", timeout=60)
+        finally:
+            enough.set()
+            reading.join()
         assert sorted(int(key) for key, _, _ in reader.records) == list(range(KILLS))
         took = sorted(max(0.0, at - died[key]) for key, _, at in reader.records)
         print(
