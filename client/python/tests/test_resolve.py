@@ -130,6 +130,7 @@ async def test_an_absent_marker_means_something_only_in_the_right_table(world: W
     ):
         [v] = await world.ask(changed, id=attempt.id)
         assert (v.outcome, reason in v.reason) == (Outcome.UNKNOWN, True), v
+        assert bool(v.failed_over_to) == (reason == "failover")
     # A marker that is there counts wherever it is found.
     id = await world.publish()
     [v] = await world.ask(replace(world.tied(id), system_identifier=1, timeline=77), id=id)
@@ -227,6 +228,30 @@ async def test_what_has_not_ended_in_the_snapshot(answers: Answers, outcome: Out
         answers.seen = [(str(t.id), *row[1:]) for row in answers.seen]
     v = await judge(answers, t, SEEN)
     assert (v.outcome, reason in v.reason) == (outcome, True), v
+
+
+@pytest.mark.parametrize(
+    ("answers", "outcome", "reason"),
+    [
+        (Answers(error=FutureError()), Outcome.UNKNOWN, "fenced"),
+        (Answers(status="in progress"), Outcome.IN_PROGRESS, ""),
+        (Answers(status="committed"), Outcome.IN_PROGRESS, "ended just now"),
+        (Answers(error=OSError("cut")), Outcome.UNKNOWN, "asking for its status: cut"),
+    ],
+)
+async def test_what_has_not_ended_and_its_server_failed_over(answers: Answers, outcome: Outcome, reason: str) -> None:
+    """It may have been prepared for two phases, and commit yet on the new primary."""
+    v = await judge(answers, CheckTransaction(new_id(), D), replace(SEEN, timeline=2))
+    assert (v.outcome, reason in v.reason) == (outcome, True), v
+    assert v.failed_over_to == (2 if "fenced" in v.reason else 0)
+
+
+async def test_marked_and_fenced_transactions_in_one_question(world: World) -> None:
+    id = await world.publish()
+    marked = world.tied(id)
+    fenced = replace(marked, mode=Mode.XID_FENCED)
+    outcomes = [v.outcome for v in await world.ask(marked, fenced, fenced, marked, id=id)]
+    assert outcomes == [Outcome.COMMITTED] * 4
 
 
 async def test_rules_of_one_snapshot() -> None:

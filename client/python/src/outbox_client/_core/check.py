@@ -45,6 +45,7 @@ async def answer_question(
             # What would be cut is left out: half a JSON object is none.
             evidence=v.evidence if len(v.evidence.encode()) <= MAX_EVIDENCE else "",
             naive_wrong=v.naive_wrong,
+            failed_over_to=v.failed_over_to,
         )
         for v in verdicts
     ]

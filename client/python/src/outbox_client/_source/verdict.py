@@ -6,8 +6,9 @@ import datetime
 import enum
 import json
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
 
 from outbox_client._gen.outbox.v1 import outbox_service_pb2 as pb
 from outbox_client._source.driver import Connection
@@ -27,6 +28,19 @@ SELECT p.id::text,
        'outbox_marker'::regclass::oid::bigint,
        row_security_active('outbox_marker'),
        EXISTS (SELECT 1 FROM outbox_marker m WHERE m.id = p.id),
+       pg_visible_in_snapshot(p.xid, pg_current_snapshot()),
+       CASE WHEN pg_visible_in_snapshot(p.xid, pg_current_snapshot()) THEN pg_xact_status(p.xid) END,
+       pg_current_snapshot()::text
+FROM   unnest($1::text[]::uuid[], $2::text[]::xid8[]) AS p(id, xid)"""
+
+# The same for transactions without a marker (mode XID_FENCED): there may be no table.
+FENCED = """
+SELECT p.id::text,
+       pg_is_in_recovery(),
+       (SELECT system_identifier FROM pg_control_system()),
+       CASE WHEN pg_is_in_recovery() THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END,
+       (SELECT oid::bigint FROM pg_database WHERE datname = current_database()),
+       0::bigint, false, false,
        pg_visible_in_snapshot(p.xid, pg_current_snapshot()),
        CASE WHEN pg_visible_in_snapshot(p.xid, pg_current_snapshot()) THEN pg_xact_status(p.xid) END,
        pg_current_snapshot()::text
@@ -69,6 +83,8 @@ class Verdict:
     """What the answer rests on, a JSON object."""
     naive_wrong: bool = False
     """pg_xact_status alone would have said something else that is wrong."""
+    failed_over_to: int = 0
+    """The timeline that the server is on, when nothing but that keeps an unmarked transaction from being ABORTED; else 0."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +107,7 @@ class Sighting:
 async def verdicts(c: Connection, transactions: Sequence[CheckTransaction]) -> list[Verdict]:
     """Judges transactions. The connection must run each statement outside of any transaction. Raises what looking at them raises."""
     out: list[Verdict] = []
-    for i in range(0, len(transactions), MAX_VERDICTS):
-        batch = transactions[i : i + MAX_VERDICTS]
+    for batch in _batches(transactions):
         seen = await look(c, batch)
         for t in batch:
             s = seen.get(t.id)
@@ -103,9 +118,22 @@ async def verdicts(c: Connection, transactions: Sequence[CheckTransaction]) -> l
     return out
 
 
+def _batches(transactions: Sequence[CheckTransaction]) -> Iterator[list[CheckTransaction]]:
+    """Divides transactions into those of one statement."""
+    for _, group in groupby(transactions, _sql_of):
+        while batch := list(islice(group, MAX_VERDICTS)):
+            yield batch
+
+
+def _sql_of(t: CheckTransaction) -> str:
+    return FENCED if t.database.mode is Mode.XID_FENCED else VERDICT
+
+
 async def look(c: Connection, transactions: Sequence[CheckTransaction]) -> dict[uuid.UUID, Sighting]:
-    """Looks at transactions in one snapshot."""
-    rows = await c.fetch(VERDICT, [str(t.id) for t in transactions], [str(t.database.xid) for t in transactions])
+    """Looks at transactions of one statement in one snapshot."""
+    rows = await c.fetch(
+        _sql_of(transactions[0]), [str(t.id) for t in transactions], [str(t.database.xid) for t in transactions]
+    )
     return {
         uuid.UUID(r[0]): Sighting(
             standby=bool(r[1]),
@@ -126,6 +154,8 @@ async def look(c: Connection, transactions: Sequence[CheckTransaction]) -> dict[
 async def judge(c: Connection, t: CheckTransaction, s: Sighting) -> Verdict:
     """Applies the rules to one transaction, asking for its status where only that can tell more."""
     found = rule(t, s)
+    if found is not None and found.failed_over_to and not s.ended:
+        return await _runs_here(c, t, s, found)
     last = False
     while found is None:
         # It has not ended in that snapshot. Either it runs, or its xid was lost in a crash and is, so far, nobody's.
@@ -152,6 +182,21 @@ async def judge(c: Connection, t: CheckTransaction, s: Sighting) -> Verdict:
     return found
 
 
+async def _runs_here(c: Connection, t: CheckTransaction, s: Sighting, failed_over: Verdict) -> Verdict:
+    """Looks whether a transaction that began before a failover runs on the new primary.
+
+    It was prepared for two phases then, and may commit yet, so that nobody may confirm that it did not. Or a stranger has its xid,
+    which only delays.
+    """
+    try:
+        status, future = await _status_of(c, t.database.xid)
+    except Exception as e:
+        return verdict(t, s, Outcome.UNKNOWN, f"asking for its status: {e}")
+    if future:  # its xid did not get here
+        return failed_over
+    return verdict(t, s, Outcome.IN_PROGRESS, "" if status == "in progress" else "it has ended just now")
+
+
 def rule(t: CheckTransaction, s: Sighting) -> Verdict | None:
     """Decides what one snapshot can decide. None: only pg_xact_status can tell more."""
     if s.standby:
@@ -167,6 +212,12 @@ def rule(t: CheckTransaction, s: Sighting) -> Verdict | None:
     why = _other_place(t.database, s)
     if why:
         return verdict(t, s, Outcome.UNKNOWN, why)
+    if s.timeline != t.database.timeline:
+        why = (
+            f"the server is on timeline {s.timeline}, not {t.database.timeline}: "
+            "after a failover an operator has to confirm that the old primary is fenced"
+        )
+        return replace(verdict(t, s, Outcome.UNKNOWN, why), failed_over_to=s.timeline)
     return verdict(t, s, Outcome.ABORTED) if s.ended else None
 
 
@@ -180,11 +231,6 @@ def _other_place(d: DatabaseTransaction, s: Sighting) -> str:
         return f"another marker table: oid {s.marker_oid}, not {d.marker_oid}; check the search_path"
     if s.row_security:
         return "row security is active on the marker table: rows may be hidden"
-    if s.timeline != d.timeline:
-        return (
-            f"the server is on timeline {s.timeline}, not {d.timeline}: "
-            "after a failover an operator has to confirm that the old primary is fenced"
-        )
     return ""
 
 
