@@ -57,6 +57,7 @@ type session struct {
 	closed  bool   // no more calls
 	lastErr *Error // why the last attempt failed
 	nextID  uint64
+	ride    ride
 }
 
 // roundTrip sends one call and waits for its answer, the end of ctx, or the timeout. failFast: do not wait for a session
@@ -108,8 +109,21 @@ func (s *session) enqueue(cl *call, failFast bool) *Error {
 	cl.id = s.nextID
 	cl.head.set(cl.kind, cl.id, len(cl.body))
 	s.queue.push(cl)
-	s.current.poke()
+	if cl.later == nil {
+		s.ride.called(time.Now())
+		s.current.poke()
+	} else if !s.ride.waits(s.decisionsWaited) {
+		s.current.poke()
+	}
 	return nil
+}
+
+// decisionsWaited sends decisions that no call has taken along.
+func (s *session) decisionsWaited() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ride.armed = false
+	s.current.poke()
 }
 
 // downError is the failure of a call that was never sent. The caller holds mu.

@@ -52,6 +52,28 @@ func TestWaitingCallsShareMessages(t *testing.T) {
 	}
 }
 
+// While calls come often, decisions go with them; the last ones, after which no call comes, go by themselves.
+func TestDecisionsShareMessages(t *testing.T) {
+	p := fakeplatform.Start(t)
+	p.Instant()
+	c := newClient(t, p, nil)
+	connected(t, c)
+	const n = 2000
+	acknowledged := make(chan error, n)
+	for i := range n {
+		id, token := prepare(t, c, fmt.Sprint(i), "a")
+		c.CommitLater(id, token, func(err error) { acknowledged <- err })
+	}
+	for range n {
+		if err := <-acknowledged; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s := c.Stats(); s.Calls != 2*n || s.Messages >= 2*n {
+		t.Errorf("%d calls in %d messages", s.Calls, s.Messages)
+	}
+}
+
 func TestOpenCallsStayBelowTheLimit(t *testing.T) {
 	p := fakeplatform.Start(t)
 	p.SetLimits(&outboxv1.Limits{MaxOpenCalls: 3})

@@ -66,7 +66,7 @@ type WriterConfig struct {
 	SecondWriterAt int           // queue length at which a second batch is put in flight beside the first. Default 64
 	MaxWait        time.Duration // how long a request is tried while the store is away before ErrUnavailable. Default 5 s
 	// DecisionWait is how long a client's own Commit or Abort may wait for a prepare to share its batch. It does so only
-	// while prepares come at least twice as often. Default 1 ms; negative: never.
+	// while prepares come at least that often. Default 1 ms; negative: never.
 	DecisionWait time.Duration
 	// OnDecided is told after each batch of which shards something was decided, published or aborted: the hint for relays
 	// of the same process. It must not block.

@@ -36,7 +36,7 @@ func (d *ride) prepared(now time.Time) {
 // worthwhile reports whether decisions should wait for the next prepare, and then sees to it that they do not wait longer
 // than they may.
 func (d *ride) worthwhile() bool {
-	if d.over || d.gap > d.wait/2 {
+	if d.over || d.gap > d.wait {
 		return false
 	}
 	if !d.armed {
