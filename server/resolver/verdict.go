@@ -183,7 +183,7 @@ func judge(ctx context.Context, q queryer, sql string, t store.Parked, s *sighti
 	}
 	f, ask := rule(t.Database, s)
 	if !ask {
-		return f
+		return runsHere(ctx, q, t, s, f)
 	}
 	// In that snapshot its xid was nobody's. Either it was given out since, or it was lost in a crash.
 	for last := false; ; last = true {
@@ -212,9 +212,28 @@ func judge(ctx context.Context, q queryer, sql string, t store.Parked, s *sighti
 			return finding{outcome: unknown, reason: "the database did not answer for it"}
 		}
 		if f, ask = rule(t.Database, s); !ask {
-			return f
+			return runsHere(ctx, q, t, s, f)
 		}
 	}
+}
+
+// runsHere looks whether a transaction that began before a failover runs on the new primary: it was prepared for two phases, and may
+// commit yet, so that nobody may confirm that it did not. Or a stranger has its xid, which only delays. The snapshot cannot tell: the
+// newest xid is not below its end although somebody has it.
+func runsHere(ctx context.Context, q queryer, t store.Parked, s *sighting, f finding) finding {
+	if f.failedOver == 0 || s.ended {
+		return f
+	}
+	status, future, err := statusOf(ctx, q, t.Database.XID)
+	switch {
+	case err != nil:
+		return found(t.Database, s, unknown, "asking for its status: "+err.Error())
+	case future: // its xid did not get here
+		return f
+	case status == "in progress":
+		return found(t.Database, s, inProgress, "")
+	}
+	return found(t.Database, s, inProgress, "it has ended just now")
 }
 
 // rule decides what one snapshot can decide. ask: only pg_xact_status can tell more.
@@ -239,11 +258,6 @@ func rule(d *store.DatabaseTransaction, s *sighting) (f finding, ask bool) {
 		return found(d, s, unknown, why), false
 	}
 	if s.timeline != d.Timeline {
-		if s.givenOut && !s.ended {
-			// It runs here: it was prepared for two phases before the failover, and may commit yet. Or a stranger has its xid, which
-			// only delays.
-			return found(d, s, inProgress, ""), false
-		}
 		f = found(d, s, unknown, fmt.Sprintf(
 			"the server is on timeline %d, not %d: after a failover an operator has to confirm that the old primary is fenced", s.timeline, d.Timeline))
 		f.otherTimeline, f.failedOver = true, s.timeline
