@@ -43,9 +43,9 @@ func catalogue() []fault {
 		{"kill-relay-with-records-under-way", []string{"relay", "kafka"}, true, killRelayUnderWay},
 		{"pause-server", []string{"server"}, false, pauseServer},
 		{"pause-driver", []string{"driver"}, false, pauseDriver},
-		{"kill-at-point-server", []string{"server"}, false, pointServer},
-		{"kill-at-point-relay", []string{"relay"}, true, pointRelay},
-		{"kill-at-point-driver", []string{"driver"}, false, pointDriver},
+		{"kill-at-point-server", []string{"server"}, false, thrice(pointServer)},
+		{"kill-at-point-relay", []string{"relay"}, true, thrice(pointRelay)},
+		{"kill-at-point-driver", []string{"driver"}, false, thrice(pointDriver)},
 		{"cut-link", []string{"link"}, true, cutLink},
 		{"reset-link", []string{"link"}, true, resetLink},
 		{"slow-link", []string{"link"}, true, slowLink},
@@ -193,6 +193,24 @@ func pauseDriver(ctx context.Context, s *stroke) error {
 	defer d.Thaw()
 	pause(ctx, s.while())
 	return nil
+}
+
+// thrice tries three times, because there are many points; one hit is enough.
+func thrice(strike func(context.Context, *stroke) error) func(context.Context, *stroke) error {
+	return func(ctx context.Context, s *stroke) error {
+		result := errMissed
+		for range 3 {
+			err := strike(ctx, s)
+			if err != nil && !errors.Is(err, errMissed) {
+				return err
+			}
+			if err == nil {
+				result = nil
+			}
+			pause(ctx, 300*time.Millisecond)
+		}
+		return result
+	}
 }
 
 // killAt kills a process at a point that it passes soon.
