@@ -48,6 +48,9 @@ lint-python: ## Lint the Python SDK: ruff, mypy strict
 	tools/python-sdk.sh default ruff check
 	tools/python-sdk.sh default ruff format --check
 	tools/python-sdk.sh default env MYPYPATH=src mypy
+	tools/python-sdk.sh default ruff check ../../examples/file-service
+	tools/python-sdk.sh default ruff format --check ../../examples/file-service
+	tools/python-sdk.sh default bash -c 'cd ../../examples/file-service && mypy'
 
 fmt: ## Format Go, Python and protos
 	tools/golangci-lint.sh fmt

@@ -10,6 +10,9 @@ say "Python $full: everything"
 tools/python-sdk.sh "$full" coverage run -m pytest -q --durations=5 "$@"
 tools/python-sdk.sh "$full" coverage report --skip-covered --fail-under=90 >&2
 tools/python-sdk.sh "$full" coverage report --fail-under=100 --include="$(paste -sd, client/python/covered-paths.txt)" >&2
+say "Python $full: the File Service example"
+tools/python-sdk.sh "$full" env PYTHONPATH=src:../../examples/file-service/src \
+  python -m pytest -q -c ../../examples/file-service/pyproject.toml ../../examples/file-service/tests
 found=$(tools/python-sdk.sh versions)
 for version in 3.10 3.11 3.12 3.13; do
   if [ "$version" = "$full" ]; then continue; fi

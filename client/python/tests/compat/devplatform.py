@@ -19,9 +19,9 @@ class DevPlatform:
     """One `outbox dev`. Use it as a context manager."""
 
     def __init__(self) -> None:
-        self._binary = os.environ.get("OUTBOX_BINARY") or str(REPOSITORY / "bin" / "outbox")
+        self._binary = os.environ.get("OUTBOX_BIN") or str(REPOSITORY / "bin" / "outbox")
         if not Path(self._binary).exists():
-            raise RuntimeError(f"{self._binary} is missing: run `make build`, or set OUTBOX_BINARY")
+            raise RuntimeError(f"{self._binary} is missing: run `make build`, or set OUTBOX_BIN")
         self._dir = tempfile.TemporaryDirectory(prefix="outbox-dev-", dir="/tmp", ignore_cleanup_errors=True)
         self._lines: list[str] = []
         self._ready = threading.Event()
