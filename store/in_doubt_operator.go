@@ -27,8 +27,8 @@ const inDoubtSQL = `
 	    AND ($1 = '' OR src.name = $1 AND src.deleted_at IS NULL)
 	    AND ($3::timestamptz IS NULL OR (p.since, p.shard, p.xid, p.seq, p.record) > ($3::timestamptz, $4::smallint, $5::xid8, $6::int, $7::int))
 	    AND NOT EXISTS (
-	      SELECT FROM outbox.parked q WHERE q.source_id = p.source_id AND q.tx_id = p.tx_id AND q.state = 0
-	        AND (q.shard, q.xid, q.seq, q.record) < (p.shard, p.xid, p.seq, p.record))
+	      SELECT FROM outbox.parked q WHERE q.source_id = p.source_id AND q.tx_id = p.tx_id AND q.state + 0 = 0
+	        AND (q.shard::int, q.xid, q.seq, q.record) < (p.shard::int, p.xid, p.seq, p.record))
 	  ORDER BY p.since, p.shard, p.xid, p.seq, p.record LIMIT $2)
 	SELECT p.source_name, p.shard, coalesce(nullif(p.check_at, 'infinity'), p.since),
 	       (SELECT count(*) FROM outbox.parked q WHERE q.source_id = p.source_id AND q.tx_id = p.tx_id),
@@ -50,16 +50,20 @@ func (s *Store) InDoubtTransactions(ctx context.Context, source, page string, li
 		return nil, "", err
 	}
 	limit = pageLimit(limit)
-	rows, err := s.pool.Query(ctx, inDoubtSQL, token.arguments(source, limit+1)...)
-	if err != nil {
-		return nil, "", storeError(doing, err)
-	}
-	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d InDoubtTransaction, err error) {
-		d.Head, err = scanParked(leading{row, []any{&d.Source, &d.Shard, &d.NextCheck, &d.Events, &d.Waiting}})
-		return d, err
+	var all []InDoubtTransaction
+	err = s.byIndex(ctx, doing, func(ctx context.Context, tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, inDoubtSQL, token.arguments(source, limit+1)...)
+		if err != nil {
+			return err
+		}
+		all, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (d InDoubtTransaction, err error) {
+			d.Head, err = scanParked(leading{row, []any{&d.Source, &d.Shard, &d.NextCheck, &d.Events, &d.Waiting}})
+			return d, err
+		})
+		return err
 	})
 	if err != nil {
-		return nil, "", storeError(doing, err)
+		return nil, "", err
 	}
 	if len(all) > limit {
 		last := all[limit-1]

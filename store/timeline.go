@@ -38,24 +38,23 @@ const memorySQL = `
 // undecided now had its marker then. Those that are Complete, or not known, are not in the answer.
 func (s *Store) Memories(ctx context.Context, keys []Key, age time.Duration) (map[Key]Memory, error) {
 	const doing = "asking whether decisions may have been lost"
-	ctx, cancel := s.bound(ctx)
-	defer cancel()
 	sources, ids := splitKeys(keys)
-	rows, err := s.pool.Query(ctx, memorySQL, sources, ids, age)
-	if err != nil {
-		return nil, storeError(doing, err)
-	}
-	var (
-		k       Key
-		decided bool
-		found   = make(map[Key]Memory)
-	)
-	_, err = pgx.ForEachRow(rows, []any{&k.Source, (*[16]byte)(&k.Transaction), &decided}, func() error {
-		found[k] = Forgetful
-		if decided {
-			found[k] = Decided
+	found := make(map[Key]Memory)
+	err := s.byIndex(ctx, doing, func(ctx context.Context, tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, memorySQL, sources, ids, age)
+		if err != nil {
+			return err
 		}
-		return nil
+		var k Key
+		var decided bool
+		_, err = pgx.ForEachRow(rows, []any{&k.Source, (*[16]byte)(&k.Transaction), &decided}, func() error {
+			found[k] = Forgetful
+			if decided {
+				found[k] = Decided
+			}
+			return nil
+		})
+		return err
 	})
-	return found, storeError(doing, err)
+	return found, err
 }

@@ -188,7 +188,7 @@ func (l *lane) round(ctx context.Context, batch []*item) {
 		parked[i] = store.Parked{Key: it.parked.Key, Database: it.parked.Database}
 	}
 	best := l.inquire(ctx, parked, func(a answer) {
-		l.resolver.decide(l, byKey[a.key], a)
+		l.resolver.decide(ctx, l, byKey[a.key], a)
 	})
 	if ctx.Err() != nil {
 		return

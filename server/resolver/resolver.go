@@ -31,6 +31,9 @@ const (
 	claimRounds = 20
 	// decidedPause keeps a transaction from being asked about again while its decision is being written.
 	decidedPause = 10 * time.Second
+	// maxWriting bounds the decisions that a server writes at a time. The writer serves in turn: what services prepare must not
+	// queue behind ten thousand decisions of a source whose database has come back.
+	maxWriting = 64
 	// retryPause is the pause before a decision that could not be written is tried again.
 	retryPause = 200 * time.Millisecond
 )
@@ -51,6 +54,7 @@ type Resolver struct {
 	metrics  *metrics
 	name     string
 	wake     chan struct{}
+	writing  chan struct{} // a place for each decision that is being written
 	running  sync.WaitGroup
 
 	mu      sync.Mutex
@@ -79,6 +83,7 @@ func New(cfg Config, st *store.Store, w *store.Writer, sessions Sessions, log *s
 	return &Resolver{
 		cfg: cfg.withDefaults(), store: st, writer: w, sessions: sessions, log: log, metrics: m, name: host,
 		wake:    make(chan struct{}, 1),
+		writing: make(chan struct{}, maxWriting),
 		lanes:   make(map[laneKey]*lane),
 		sources: make(map[int32]store.Source),
 		hurried: make(map[laneKey]time.Time),
@@ -347,8 +352,17 @@ func (r *Resolver) countInDoubt(ctx context.Context) error {
 	return nil
 }
 
-// decide writes a conclusive answer. The transaction stays in its lane until it is written.
-func (r *Resolver) decide(l *lane, it *item, a answer) {
+// decide writes a conclusive answer, once there is a place for it. The transaction stays in its lane until it is written.
+func (r *Resolver) decide(ctx context.Context, l *lane, it *item, a answer) {
+	select {
+	case r.writing <- struct{}{}:
+		r.submit(l, it, a)
+	case <-ctx.Done():
+	}
+}
+
+// submit hands a decision to the writer. It never blocks, and gives the place back in the end.
+func (r *Resolver) submit(l *lane, it *item, a answer) {
 	l.mu.Lock()
 	it.due = time.Now().Add(decidedPause)
 	l.mu.Unlock()
@@ -356,6 +370,7 @@ func (r *Resolver) decide(l *lane, it *item, a answer) {
 	req.Done = func(_ *store.Request, ans store.Answer) { r.decided(l, it, a, ans.Err) }
 	fault.Point("resolver.before-decision")
 	if err := r.writer.Submit(req); err != nil {
+		<-r.writing
 		l.retry(it)
 	}
 }
@@ -383,14 +398,15 @@ func (l *lane) retry(it *item) {
 
 // decided is told what became of a decision. It runs on a goroutine of the writer and never blocks.
 func (r *Resolver) decided(l *lane, it *item, a answer, err error) {
-	switch {
-	case errors.Is(err, store.ErrUnavailable), errors.Is(err, store.ErrContention), errors.Is(err, store.ErrBacklogFull):
-		l.retry(it)
-		return
-	case errors.Is(err, store.ErrInvalid) && a.evidence != "":
+	if errors.Is(err, store.ErrInvalid) && a.evidence != "" {
 		r.log.Error("the store refuses the evidence; deciding without it", "transaction_id", a.key.Transaction.String(), "error", err)
 		a.evidence = ""
-		r.decide(l, it, a)
+		r.submit(l, it, a)
+		return
+	}
+	<-r.writing
+	if errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrContention) || errors.Is(err, store.ErrBacklogFull) {
+		l.retry(it)
 		return
 	}
 	l.drop(it)

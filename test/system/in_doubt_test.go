@@ -386,7 +386,7 @@ func (w *latencyWatch) quantile(phase string, q float64) time.Duration {
 func (w *latencyWatch) report() {
 	w.t.Helper()
 	for _, phase := range []string{"before", "away", "back"} {
-		w.t.Logf("%-7s e2e p50 %s, p99 %s of %d events of the other source", phase,
-			w.quantile(phase, 0.5).Round(100*time.Microsecond), w.quantile(phase, 0.99).Round(100*time.Microsecond), len(w.took[phase]))
+		w.t.Logf("%-7s e2e p50 %s, p90 %s, p99 %s of %d events of the other source", phase,
+			w.quantile(phase, 0.5).Round(100*time.Microsecond), w.quantile(phase, 0.9).Round(100*time.Microsecond), w.quantile(phase, 0.99).Round(100*time.Microsecond), len(w.took[phase]))
 	}
 }
