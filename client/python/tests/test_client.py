@@ -476,6 +476,19 @@ def test_commits_by_unary_calls(platform: FakePlatform, denied: bool) -> None:
     assert isinstance(ends[0], ClosedError)
 
 
+async def test_a_commit_that_would_be_repeated_after_close_is_not(platform: FakePlatform) -> None:
+    platform.fault = only(
+        "commit", Fault(error=fault_error(grpc.StatusCode.UNAVAILABLE, Reason.STORE_UNAVAILABLE, 0.2))
+    )
+    ends: list[object] = []
+    async with AsyncOutboxClient(platform.config(**QUICK)) as client:
+        await client.connect()
+        client.commit_later(new_id(), done=ends.append)
+        await asyncio.to_thread(platform.wait, lambda: platform.calls("commit"), "the commit")
+    await asyncio.to_thread(wait_for, lambda: ends, "its end")
+    assert isinstance(ends[0], ClosedError)
+
+
 def test_close_waits_for_commits(platform: FakePlatform) -> None:
     platform.fault = only("commit", Fault(after=0.1))
     client = OutboxClient(platform.config(**QUICK))

@@ -162,7 +162,8 @@ def test_killed_between_commit_and_the_commit_call(
     """SIGKILL as soon as COMMIT has returned, again and again; another instance answers for the dead one."""
     config = Config(stack.api, source, plaintext=True)
     with OutboxClient(config) as survivor:
-        Outbox(survivor, create_engine(db.psycopg_url))
+        engine = create_engine(db.psycopg_url)
+        Outbox(survivor, engine)
         survivor.connect()
         died: dict[str, float] = {}
         enough = threading.Event()
@@ -191,6 +192,7 @@ def test_killed_between_commit_and_the_commit_call(
             file=sys.stderr,
         )
         assert db.orders() == sorted(map(str, range(KILLS)))
+    engine.dispose()
 
 
 class Load:

@@ -472,6 +472,8 @@ async def test_the_janitor(world: World) -> None:
     """Old markers of a process that was killed: committed, forgotten in due time, lost, aborted, undecided, not answered for."""
     for _ in range(6):
         await world.publish()
+    assert await Cleanup(world.database).tidy_once(uuid.UUID(int=0)) is None  # they are young
+    assert world.db.markers() == 6
     ids = [t.id for t in world.platform.transactions()]
     committed, forgotten, lost, aborted, undecided, unanswered = age(world, *ids)
     ledger = world.platform.ledger

@@ -195,9 +195,9 @@ async def _transaction_async(outbox: Outbox[Any], session: AsyncSession) -> Asyn
         unknown = _unknown(pending, e)
         with suppress(Exception):  # what ended the block is said already
             await session.rollback()
-        if unknown is not None:
-            raise unknown from e
-        raise
+        if unknown is None:
+            raise
+        raise unknown from e
 
 
 @contextmanager
@@ -217,9 +217,9 @@ def _transaction(outbox: Outbox[Any], session: Session) -> Iterator[SessionEvent
         unknown = _unknown(pending, e)
         with suppress(Exception):  # what ended the block is said already
             session.rollback()
-        if unknown is not None:
-            raise unknown from e
-        raise
+        if unknown is None:
+            raise
+        raise unknown from e
 
 
 def _refuse_savepoint(session: Session) -> None:

@@ -96,11 +96,17 @@ class SyncConnector:
     async def connect(self) -> _SyncConnection:
         """See driver.Connector."""
         thread = ThreadPoolExecutor(1, thread_name_prefix="outbox-upkeep")
+        made: list[Connection] = []
+
+        def connect() -> Connection:
+            made.append(self._engine.connect())
+            return made[0].execution_options(isolation_level="AUTOCOMMIT")
+
         try:
-            c = await asyncio.get_running_loop().run_in_executor(
-                thread, lambda: self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            )
+            c = await asyncio.get_running_loop().run_in_executor(thread, connect)
         except BaseException:
+            # It may be cancelled while the thread still connects: what it gets then is closed there.
+            thread.submit(_close_all, made)
             thread.shutdown(wait=False)
             raise
         return _SyncConnection(c, thread)
@@ -147,12 +153,19 @@ class _SyncConnection:
         await self._run(lambda: end(True))
 
     async def close(self) -> None:
-        def close() -> None:
-            try:
-                self._c.invalidate()
-                self._c.close()
-            except Exception:
-                pass  # it is gone
-
-        await self._run(close)
+        await self._run(lambda: _close(self._c))
         self._thread.shutdown(wait=False)
+
+
+def _close_all(connections: list[Connection]) -> None:
+    for c in connections:
+        _close(c)
+
+
+def _close(c: Connection) -> None:
+    """Closes a connection for good."""
+    try:
+        c.invalidate()
+        c.close()
+    except Exception:
+        pass  # it is gone
