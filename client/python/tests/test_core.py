@@ -43,8 +43,7 @@ from outbox_client._core.wire import Kind, encode_call, encode_calls
 from outbox_client._gen.outbox.v1 import outbox_service_pb2 as pb
 from outbox_client._gen.outbox.v1 import transaction_pb2
 from outbox_client._source.cleanup import parse_time
-from outbox_client._source.outcome import certainly_rolled_back
-from outbox_client._source.verdict import sqlstate
+from outbox_client._source.outcome import certainly_rolled_back, sqlstate
 from outbox_client.event import event_from_proto, event_to_proto
 from outbox_client.ids import first_id
 from outbox_client.marker import marker_statements
@@ -295,6 +294,8 @@ def test_variables_that_cannot_be_read(name: str, value: str) -> None:
 def test_upkeep_must_be_positive() -> None:
     with pytest.raises(ConfigError, match="drain_interval"):
         Upkeep(drain_interval=0)
+    with pytest.raises(ConfigError, match="CLIENT_ONLY"):
+        Upkeep(mode=Mode.CLIENT_ONLY)
 
 
 def test_back_off_doubles_to_its_limit() -> None:

@@ -28,6 +28,8 @@ from outbox_client import (
     AsyncCommitError,
     AsyncOutboxClient,
     DeniedError,
+    FenceError,
+    Mode,
     NoTransactionError,
     OutboxClient,
     OutcomeUnknownError,
@@ -36,6 +38,7 @@ from outbox_client import (
     UnavailableError,
     Upkeep,
 )
+from outbox_client._source.attempt import Attempt
 from outbox_client._source.scope import Scope
 from outbox_client.testing import FakePlatform, Fault, fault_error
 from outbox_client.transaction import State
@@ -66,7 +69,7 @@ class Asyncpg:
         self.dsn = db.dsn
         self.client = AsyncOutboxClient(config(platform))
         self.outbox = outbox_client.asyncpg.Outbox(
-            self.client, lambda: asyncpg.connect(db.dsn), upkeep=UPKEEP, **settings
+            self.client, lambda: asyncpg.connect(db.dsn), **{"upkeep": UPKEEP, **settings}
         )
 
     @asynccontextmanager
@@ -89,7 +92,7 @@ class AsyncPsycopg:
     def __init__(self, platform: FakePlatform, db: SourceDatabase, **settings: Any) -> None:
         self.dsn = db.dsn
         self.client = AsyncOutboxClient(config(platform))
-        self.outbox = outbox_client.psycopg.AsyncOutbox(self.client, db.dsn, upkeep=UPKEEP, **settings)
+        self.outbox = outbox_client.psycopg.AsyncOutbox(self.client, db.dsn, **{"upkeep": UPKEEP, **settings})
 
     @asynccontextmanager
     async def transaction(self, isolation: str = "read committed") -> AsyncIterator[Tx]:
@@ -134,7 +137,7 @@ class Psycopg(Blocking):
     def __init__(self, platform: FakePlatform, db: SourceDatabase, **settings: Any) -> None:
         self.dsn = db.dsn
         self.client = OutboxClient(config(platform))
-        self.outbox = outbox_client.psycopg.Outbox(self.client, db.dsn, upkeep=UPKEEP, **settings)
+        self.outbox = outbox_client.psycopg.Outbox(self.client, db.dsn, **{"upkeep": UPKEEP, **settings})
 
     @asynccontextmanager
     async def transaction(self, isolation: str = "read committed") -> AsyncIterator[Tx]:
@@ -150,7 +153,7 @@ class SQLAlchemy(Blocking):
     def __init__(self, platform: FakePlatform, db: SourceDatabase, **settings: Any) -> None:
         self.engine = create_engine(db.psycopg_url)
         self.client = OutboxClient(config(platform))
-        self.outbox = outbox_client.sqlalchemy.Outbox(self.client, self.engine, upkeep=UPKEEP, **settings)
+        self.outbox = outbox_client.sqlalchemy.Outbox(self.client, self.engine, **{"upkeep": UPKEEP, **settings})
 
     @asynccontextmanager
     async def transaction(self, isolation: str = "read committed") -> AsyncIterator[Tx]:
@@ -387,6 +390,48 @@ async def test_a_block_that_raises_on_a_broken_connection(way: Way, platform: Fa
             db.terminate_others()
             raise ZeroDivisionError
     assert not platform.calls("prepare")
+
+
+@pytest.mark.parametrize("make", [Asyncpg, AsyncPsycopg, Psycopg, SQLAlchemy])
+async def test_without_a_marker_table(make: Any, platform: FakePlatform, db: SourceDatabase) -> None:
+    """Mode XID_FENCED: the transaction's own id decides, made durable before Prepare."""
+    db.execute("DROP TABLE outbox_marker")
+    way = make(platform, db, upkeep=Upkeep(mode=Mode.XID_FENCED))
+    async with way.transaction("repeatable read") as tx:
+        await tx.execute(upsert())
+        tx.publish(order("1"))
+    await committed(platform, "1")
+    platform.fault = lambda call: Fault(silent=call.name == "commit")
+    async with way.transaction() as tx:
+        await tx.execute(upsert("2"))
+        tx.publish(order("2"))
+    assert (await asyncio.to_thread(platform.ask, platform.transactions()[1].id)).outcome == 1
+    for statement, error in (
+        ("SET LOCAL synchronous_commit = off", AsyncCommitError),
+        ("SAVEPOINT mine", SavepointError),
+    ):
+        with pytest.raises(error):
+            async with way.transaction() as tx:
+                await tx.execute(statement)
+                tx.publish(order("3"))
+    platform.fault = lambda call: Fault(silent=call.name == "prepare")
+    with pytest.raises(UnavailableError):
+        async with way.transaction() as tx:
+            await tx.execute(upsert("4"))
+            tx.publish(order("4"))
+    assert db.orders() == ["1", "2"]
+    await way.close()
+
+
+async def test_what_a_server_says_that_cannot_raise_the_fence(platform: FakePlatform, db: SourceDatabase) -> None:
+    """PostgreSQL 16 and older know no flush argument. The connection breaking is another matter."""
+    client = AsyncOutboxClient(config(platform))
+    outbox_client.asyncpg.Outbox(client, lambda: asyncpg.connect(db.dsn), upkeep=Upkeep(mode=Mode.XID_FENCED))
+    for answer, error in ((asyncpg.UndefinedFunctionError("no function"), FenceError), (OSError("cut"), OSError)):
+        steps = Attempt(client, "default", True).prepare([])
+        next(steps)
+        with pytest.raises(error):
+            steps.throw(answer)
 
 
 async def test_hooks_of_a_blocking_session(platform: FakePlatform, db: SourceDatabase) -> None:

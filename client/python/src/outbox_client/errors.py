@@ -133,6 +133,13 @@ class AsyncCommitError(TransactionError):
         )
 
 
+class FenceError(TransactionError):
+    """Mode XID_FENCED needs PostgreSQL 17: older ones cannot make a transaction's id durable without a table."""
+
+    def __init__(self) -> None:
+        super().__init__("mode XID_FENCED needs PostgreSQL 17 or newer")
+
+
 class MustSpillError(TransactionError):
     """Requests of earlier transactions wait in the database; this one would overtake them, and may not spill. Try again later."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from outbox_client.config import ConfigError
+from outbox_client.transaction import Mode
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,15 @@ class Upkeep:
     """How often markers that nobody has deleted are looked through."""
     max_acknowledged: int = 1_000_000
     """Markers that this process remembers to delete, 16 bytes each; the janitor finds the others."""
+    mode: Mode = Mode.MARKER
+    """How the decision of this database's transactions is found out.
+
+    XID_FENCED needs PostgreSQL 17 and no table: there is nowhere to spill to, so transactions fail while the platform is away, and
+    nothing to clean up."""
 
     def __post_init__(self) -> None:
         for name in ("marker_retention", "spill_retention", "drain_interval", "janitor_interval", "max_acknowledged"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, not more than 0")
+        if self.mode is Mode.CLIENT_ONLY:
+            raise ConfigError("mode is CLIENT_ONLY: a registered database has MARKER or XID_FENCED")

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from outbox_client._gen.outbox.v1 import event_pb2
 from outbox_client._gen.outbox.v1 import outbox_service_pb2 as pb
 from outbox_client._source.driver import Execute, MustSpill, Prepare, Steps
-from outbox_client._source.marker import SPILL, Identities, Mark, write_mark
+from outbox_client._source.marker import SPILL, Identities, Mark, raise_fence, write_mark
 from outbox_client.alarm import Alarm, AlarmKind
 from outbox_client.errors import MustSpillError, TransactionError, UnavailableError
 from outbox_client.ids import new_id
+from outbox_client.transaction import Mode
 
 if TYPE_CHECKING:
     from outbox_client._client import BaseClient
@@ -25,7 +26,9 @@ class Attempt:
         registration = client.registration(database)
         self.id: uuid.UUID = new_id()
         self._client, self._database, self._registration = client, database, registration
-        self._spill = spill and registration is not None  # without a registered database nobody would publish it
+        self._mode = registration.upkeep.mode if registration is not None else Mode.MARKER
+        # Without a registered database nobody would publish it, and without a table there is nowhere to put it.
+        self._spill = spill and registration is not None and self._mode is Mode.MARKER
         self._token = b""
         self._sent = False  # Prepare may have arrived
         self._spilled = False
@@ -39,10 +42,11 @@ class Attempt:
 
     def prepare(self, events: Sequence[event_pb2.Event]) -> Steps[None]:
         """Writes the marker and prepares the events, or spills them. COMMIT must not follow an error."""
-        registration = self._registration
-        mark = yield from write_mark(
-            str(self.id), self._database, registration.identities_of if registration else Identities
-        )
+        identities = self._registration.identities_of if self._registration else Identities
+        if self._mode is Mode.XID_FENCED:
+            mark = yield from raise_fence(self._database, identities)
+        else:
+            mark = yield from write_mark(str(self.id), self._database, identities)
         body = self._encode(mark, events)
         must_spill = yield from self._must_spill(mark)
         if must_spill and not self._spill:
@@ -106,7 +110,7 @@ class Attempt:
         self._quietly(tell)
 
     def _acknowledged(self, error: BaseException | None) -> None:
-        if error is None and self._registration is not None:
+        if error is None and self._registration is not None and self._mode is Mode.MARKER:
             self._registration.acknowledged(self.id)
 
     def rolled_back(self) -> None:

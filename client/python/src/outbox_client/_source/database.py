@@ -16,6 +16,7 @@ from outbox_client._source.drain import Drain
 from outbox_client._source.driver import Connection, Connector
 from outbox_client._source.marker import MUST_SPILL, Identities
 from outbox_client._source.verdict import CheckTransaction, Outcome, Verdict, verdicts
+from outbox_client.transaction import Mode
 from outbox_client.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ class Database:
 
     async def run(self) -> None:
         """Drains, cleans and tidies until it is cancelled."""
+        if self.upkeep.mode is not Mode.MARKER:
+            await asyncio.Event().wait()  # there is no table to look after
         drain, cleanup = Drain(self), Cleanup(self)
         loops = [
             asyncio.ensure_future(drain.run()),

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from outbox_client._source.driver import Fetch, Steps
-from outbox_client.errors import AsyncCommitError, SavepointError
-from outbox_client.transaction import DatabaseTransaction
+from outbox_client._source.outcome import sqlstate
+from outbox_client.errors import AsyncCommitError, FenceError, SavepointError
+from outbox_client.transaction import DatabaseTransaction, Mode
 
 # Asks for the first spilled request in order, because that is what the partial index answers. EXISTS would scan the whole
 # table: without statistics PostgreSQL takes almost every marker for a spilled one.
@@ -30,6 +31,23 @@ RETURNING pg_current_xact_id()::text::bigint,
           current_setting('transaction_isolation'),
           xmin::text::bigint = (pg_current_xact_id()::text::bigint & 4294967295),
           {_SPILLS_WAIT}"""
+
+# Makes the transaction's id durable, without a table (mode XID_FENCED): a message that is flushed carries the id into the WAL, so
+# that after a crash or on a replica it is not given out again. What each part needs of the one before keeps them in order: the
+# id; a message that gives the present subtransaction, if this is one, an id too; the message that is flushed; and the ids that
+# this session holds, of which there is a second one inside a savepoint only.
+FENCE = """
+SELECT x.xid::text::bigint,
+       extract(epoch from pg_postmaster_start_time())::text,
+       current_database()::text,
+       substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8),
+       current_setting('synchronous_commit'),
+       (SELECT count(*) FROM pg_locks l
+        WHERE l.pid = pg_backend_pid() AND l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted AND f.at IS NOT NULL) = 1
+FROM   (SELECT pg_current_xact_id() AS xid OFFSET 0) x,
+       LATERAL (SELECT pg_logical_emit_message(x.xid IS NOT NULL, 'outbox', '') AS at OFFSET 0) s,
+       LATERAL (SELECT pg_logical_emit_message(false, 'outbox', '', s.at IS NOT NULL) AS at OFFSET 0) f"""
+_NO_SUCH_FUNCTION = "42883"
 
 # What tells a database from all others. It is not cheap: PostgreSQL reads pg_control from its disk.
 IDENTITY = """
@@ -82,9 +100,28 @@ def write_mark(transaction_id: str, database: str, identities: Callable[[], Iden
     rows = yield Fetch(MARK, (transaction_id,))
     xid, started, name, timeline, marker_oid, sync, isolation, top_level, must_spill = rows[0]
     system, oid = yield from identities().of((started, name))
-    if sync == "off":
+    _refuse_unsafe(sync, top_level)
+    tx = DatabaseTransaction(int(xid), system, int(timeline, 16), oid, int(marker_oid), database)
+    return Mark(tx, isolation, bool(must_spill))
+
+
+def raise_fence(database: str, identities: Callable[[], Identities]) -> Steps[Mark]:
+    """Makes the transaction's id durable. Raises FenceError, AsyncCommitError or SavepointError when that is not possible or safe."""
+    try:
+        rows = yield Fetch(FENCE)
+    except Exception as e:
+        if sqlstate(e) == _NO_SUCH_FUNCTION:  # none of that name with a flush argument
+            raise FenceError() from e
+        raise
+    xid, started, name, timeline, sync, top_level = rows[0]
+    system, oid = yield from identities().of((started, name))
+    _refuse_unsafe(sync, top_level)
+    tx = DatabaseTransaction(int(xid), system, int(timeline, 16), oid, 0, database, Mode.XID_FENCED)
+    return Mark(tx, "read committed", must_spill=False)  # nothing can be spilled
+
+
+def _refuse_unsafe(synchronous_commit: str, top_level: bool) -> None:
+    if synchronous_commit == "off":
         raise AsyncCommitError()
     if not top_level:
         raise SavepointError()
-    tx = DatabaseTransaction(int(xid), system, int(timeline, 16), oid, int(marker_oid), database)
-    return Mark(tx, isolation, bool(must_spill))

@@ -1,4 +1,4 @@
-"""What an error of COMMIT says about the transaction."""
+"""What an error of the database says."""
 
 from __future__ import annotations
 
@@ -34,4 +34,16 @@ def _severity(error: BaseException) -> str:
             value = getattr(holder, name, None)
             if isinstance(value, str):
                 return value
+    return ""
+
+
+def sqlstate(error: BaseException | None) -> str:
+    """Returns the SQLSTATE of a driver's error; empty: it has none."""
+    for _ in range(10):
+        if error is None:
+            break
+        state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+        if isinstance(state, str):
+            return state
+        error = getattr(error, "orig", None) or error.__cause__
     return ""

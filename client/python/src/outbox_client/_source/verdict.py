@@ -13,6 +13,7 @@ from itertools import groupby, islice
 from outbox_client._gen.outbox.v1 import outbox_service_pb2 as pb
 from outbox_client._source.driver import Connection
 from outbox_client._source.marker import UINT64
+from outbox_client._source.outcome import sqlstate
 from outbox_client.transaction import DatabaseTransaction, Mode
 
 # Judges many transactions in one snapshot: "has it ended?" and "is its marker there?" must not be asked at two moments. It must
@@ -257,18 +258,6 @@ async def _status_of(c: Connection, xid: int) -> tuple[str, bool]:
             return "", True
         raise
     return rows[0][0] or "", False
-
-
-def sqlstate(error: BaseException | None) -> str:
-    """Returns the SQLSTATE of a driver's error; empty: it has none."""
-    for _ in range(10):
-        if error is None:
-            break
-        state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
-        if isinstance(state, str):
-            return state
-        error = getattr(error, "orig", None) or error.__cause__
-    return ""
 
 
 def verdict(t: CheckTransaction, s: Sighting, outcome: Outcome, reason: str = "") -> Verdict:
