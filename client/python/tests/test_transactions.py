@@ -446,8 +446,10 @@ async def test_hooks_of_a_blocking_session(platform: FakePlatform, db: SourceDat
         session.execute(text(upsert("3")))
         way.outbox.collect(session, order("3"))
         session.commit()
-    await committed(platform, "1", "3")
-    assert len(platform.calls("prepare")) == 2
+        with way.outbox.transaction(session) as tx:
+            tx.publish(order("4"))
+    await committed(platform, "1", "3", "4")
+    assert len(platform.calls("prepare")) == 3
     await way.close()
 
 

@@ -73,9 +73,8 @@ class Cleanup:
             if c is None:
                 return None
             ids = await self._old(c, after, age)
-            done = await self._ask(ids)
-            if done:
-                self._engine.stats.markers_deleted += await c.execute(DELETE, [str(i) for i in done], int(age * 1e6))
+            done = [str(i) for i in await self._ask(ids)]
+            self._engine.stats.markers_deleted += await c.execute(DELETE, done, int(age * 1e6))
         return ids[-1] if len(ids) == JANITOR_ROWS else None
 
     async def _old(self, c: Connection, after: uuid.UUID, age: float) -> list[uuid.UUID]:
