@@ -55,7 +55,7 @@ func takeWave(queue []*entry) (*wave, []*entry) {
 // carry puts a wave into a transaction and commits it, or aborts it. An error: the producer is of no use any more.
 func (t *transactor) carry(w *wave) error {
 	if w.trouble = t.introduce(w); w.trouble != nil {
-		return nil
+		return nil //nolint:nilerr // the wave's trouble, not the producer's
 	}
 	if err := t.rd.BeginTransaction(); err != nil {
 		return err
@@ -180,7 +180,7 @@ func (t *transactor) look(w *wave) error {
 		t.mu.Unlock()
 		return t.commit(w)
 	}
-	return nil
+	return nil //nolint:nilerr // failures are the wave's
 }
 
 // judgeRecord takes one report.
