@@ -25,12 +25,20 @@ const (
 )
 
 // TestRefusedRecord puts a record that its topic refuses into the middle of an aggregate, under each policy, on both kinds of
-// broker. What the policy says happens to that aggregate; the others never notice.
+// broker, without and with transactions. What the policy says happens to that aggregate; the others never notice.
 func TestRefusedRecord(t *testing.T) {
-	for name, start := range brokers {
+	type mode struct {
+		broker string
+		env    []string
+	}
+	for name, m := range map[string]mode{
+		"kfake": {broker: "kfake"}, "apache": {broker: "apache"},
+		"kfake, transactional":  {"kfake", []string{"OUTBOX_KAFKA_TRANSACTIONAL=true"}},
+		"apache, transactional": {"apache", []string{"OUTBOX_KAFKA_TRANSACTIONAL=true"}},
+	} {
 		t.Run(name, func(t *testing.T) {
-			b := start(t)
-			p := deploy(t, deployment{servers: 1, relays: 1, broker: b, lease: steadyTTL})
+			b := brokers[m.broker](t)
+			p := deploy(t, deployment{servers: 1, relays: 1, broker: b, lease: steadyTTL, env: m.env})
 			if err := b.CreateTopic(t.Context(), smallTopic, 3, nil); err != nil {
 				t.Fatal(err)
 			}
@@ -199,7 +207,7 @@ func (r *refusal) arrives(want ...int) {
 // read returns the numbers of this source's events as they are on the topic.
 func (r *refusal) read() []int {
 	r.t.Helper()
-	records, err := kafka.ReadAll(r.t.Context(), r.b.Bootstrap(), smallTopic)
+	records, err := kafka.ReadCommitted(r.t.Context(), r.b.Bootstrap(), smallTopic)
 	if err != nil {
 		r.t.Fatal(err)
 	}
