@@ -26,8 +26,10 @@ type metrics struct {
 	seconds  prometheus.Histogram
 	solo     prometheus.Counter
 	rebuilds prometheus.Counter
-	brokers  brokerMetrics
-	all      []prometheus.Collector
+	// of the transactional mode:
+	committed, aborted prometheus.Counter
+	brokers            brokerMetrics
+	all                []prometheus.Collector
 }
 
 func newMetrics(s *Sink) *metrics {
@@ -70,6 +72,11 @@ func newMetrics(s *Sink) *metrics {
 	m.rebuilds = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "outbox_kafka_producer_rebuilds_total", Help: "Kafka producers replaced after a fatal error.",
 	})
+	transactions := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "outbox_kafka_transactions_total", Help: "Kafka transactions of the transactional mode, by outcome: committed or aborted. Many aborted ones: a topic refuses records, or the cluster is in trouble.",
+	}, []string{"outcome"})
+	m.committed, m.aborted = transactions.WithLabelValues("committed"), transactions.WithLabelValues("aborted")
+	m.all = append(m.all, transactions)
 	m.brokers = newBrokerMetrics()
 	m.all = append(m.all, deliveries, refusals, errors, m.seconds, m.solo, m.rebuilds)
 	m.all = append(m.all, m.brokers.collectors()...)

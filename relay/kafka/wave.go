@@ -61,7 +61,7 @@ func (t *transactor) carry(w *wave) error {
 		return err
 	}
 	t.send(w)
-	for w.pending > 0 && w.failure == nil {
+	for w.pending > 0 && w.failure == nil && !w.committed {
 		select {
 		case <-t.wake:
 		case <-t.quit:
@@ -77,7 +77,7 @@ func (t *transactor) carry(w *wave) error {
 			return err
 		}
 	}
-	if w.failure == nil {
+	if w.failure == nil && !w.committed {
 		if err := t.commit(w); err != nil {
 			return err
 		}
@@ -85,9 +85,14 @@ func (t *transactor) carry(w *wave) error {
 	if !w.committed {
 		t.client.purge()
 	}
-	if err := t.awaitReports(w); err != nil || w.committed {
+	if err := t.awaitReports(w); err != nil {
 		return err
 	}
+	if w.committed {
+		t.sink.metrics.committed.Inc()
+		return nil
+	}
+	t.sink.metrics.aborted.Inc()
 	return t.outcome(inSlices(t.rd.AbortTransaction, t.unwanted))
 }
 
@@ -165,7 +170,9 @@ func (t *transactor) look(w *wave) error {
 	t.mu.Unlock()
 	for _, e := range landed {
 		w.pending--
-		t.judgeRecord(w, e)
+		if err := t.judgeRecord(w, e); err != nil {
+			fatal = errors.Join(fatal, err)
+		}
 	}
 	switch {
 	case fatal != nil:
@@ -183,21 +190,20 @@ func (t *transactor) look(w *wave) error {
 	return nil //nolint:nilerr // failures are the wave's
 }
 
-// judgeRecord takes one report.
-func (t *transactor) judgeRecord(w *wave, e *entry) {
+// judgeRecord takes one report. An error: the producer is of no use any more, also when librdkafka would go on.
+func (t *transactor) judgeRecord(w *wave, e *entry) error {
 	s := t.sink
 	if e.err == nil && e.offset >= 0 {
 		t.handNext(w, e)
-		return
+		return nil
 	}
 	if e.err == nil {
 		// As in Sink.unproven; here nothing is written twice, as the transaction is aborted.
 		s.implied.Add(1)
 		w.failure = errImplied
-		return
+		return nil
 	}
-	first := w.failure == nil
-	if first {
+	if w.failure == nil {
 		w.failure = e.err
 	}
 	v := judge(e.err)
@@ -207,7 +213,7 @@ func (t *transactor) judgeRecord(w *wave, e *entry) {
 			// Its whole batch was refused, and it may have been a neighbour's fault. Alone it gets a verdict of its own.
 			s.metrics.solo.Inc()
 			e.alone, e.tooLarge = true, v.Code == codeTooLarge
-			return
+			return nil
 		}
 		e.verdict = v
 	case relay.ClassTopic:
@@ -215,7 +221,10 @@ func (t *transactor) judgeRecord(w *wave, e *entry) {
 		e.verdict = v
 	case relay.ClassCluster:
 		w.trouble = v
+	case relay.ClassFatal:
+		return e.err
 	}
+	return nil
 }
 
 // errImplied aborts a transaction with a record whose place nobody knows.
@@ -236,11 +245,12 @@ func (t *transactor) commit(w *wave) error {
 	if w.failure == nil {
 		w.failure = err
 	}
-	return t.blame(w, judge(err))
+	t.blame(w, judge(err))
+	return nil
 }
 
 // blame finds out whom an error of a transaction concerns that no record was reported with.
-func (t *transactor) blame(w *wave, v *relay.SinkError) error {
+func (t *transactor) blame(w *wave, v *relay.SinkError) {
 	switch {
 	case v.Class != relay.ClassTopic:
 		w.trouble = v
@@ -255,7 +265,6 @@ func (t *transactor) blame(w *wave, v *relay.SinkError) error {
 			e.apart = true
 		}
 	}
-	return nil
 }
 
 // awaitReports waits until librdkafka has given back all records of a transaction whose fate is known.
