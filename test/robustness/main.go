@@ -89,6 +89,9 @@ func (c *runCmd) command() string {
 	if c.Workers != defaultWorkers {
 		flags = append(flags, fmt.Sprintf("--workers=%d", c.Workers))
 	}
+	if c.Transactional {
+		flags = append(flags, "--transactional")
+	}
 	for _, e := range c.Env {
 		flags = append(flags, "--env="+e)
 	}

@@ -42,7 +42,9 @@ type runCmd struct {
 	Out        string        `default:"bin/robustness-results" help:"Where the results go."`
 	Keep       bool          `help:"Keep logs and journals of a valid run too."`
 	Patience   time.Duration `default:"60s" help:"How long everything may take to be decided and published after the last fault."`
-	Env        []string      `help:"More environment of servers and relays: other settings, as NAME=value."`
+	// Consumers then read committed.
+	Transactional bool     `help:"The relays write in Kafka transactions."`
+	Env           []string `help:"More environment of servers and relays: other settings, as NAME=value."`
 
 	// Of mutants.
 	mutant    string
@@ -88,6 +90,14 @@ func (c *runCmd) Run(ctx context.Context) error {
 	return nil
 }
 
+// environment of servers and relays.
+func (c *runCmd) environment() []string {
+	if !c.Transactional {
+		return c.Env
+	}
+	return append(c.Env[:len(c.Env):len(c.Env)], "OUTBOX_KAFKA_TRANSACTIONAL=true")
+}
+
 // once does one run. An error means that nothing can be said.
 func (c *runCmd) once(ctx context.Context) (v verdict, err error) {
 	begun := time.Now()
@@ -122,7 +132,7 @@ func (c *runCmd) once(ctx context.Context) (v verdict, err error) {
 	}
 	config := cluster.Config{
 		Dir: dir, StoreDir: storeDir, Program: absolute(c.Program), Self: self, Apache: c.Apache, Seed: c.Seed, Workers: c.Workers,
-		PerSecond: c.Rate / 3, Aggregates: c.Aggregates, Profiles: c.profiles, Mutant: c.mutant, LaggingStandby: c.lagging, LogRetention: c.retention, Env: c.Env,
+		PerSecond: c.Rate / 3, Aggregates: c.Aggregates, Profiles: c.profiles, Mutant: c.mutant, LaggingStandby: c.lagging, LogRetention: c.retention, Env: c.environment(),
 	}
 	if c.Old != "" {
 		config.Old = absolute(c.Old)
@@ -276,7 +286,7 @@ func (c *runCmd) finish(ctx context.Context, cl *cluster.Cluster, n *nemesis.Nem
 	if err := cl.EndPrepared(ctx); err != nil {
 		return nil, err
 	}
-	s := settler{cl: cl, begun: time.Now(), limit: c.Patience}
+	s := settler{transactional: c.Transactional, cl: cl, begun: time.Now(), limit: c.Patience}
 	if err := s.settle(ctx); err != nil {
 		return nil, err
 	}
@@ -286,7 +296,7 @@ func (c *runCmd) finish(ctx context.Context, cl *cluster.Cluster, n *nemesis.Nem
 		say("stopping: %v", err)
 	}
 	run := &check.Run{
-		Truth: s.truth, Settled: s.settled, Window: 3 * (c.Aggregates + 2*c.Workers), Published: published, Crashes: cl.Crashes(),
+		Truth: s.truth, Settled: s.settled, Window: 3 * (c.Aggregates + 2*c.Workers), Published: published, Crashes: cl.Crashes(), Transactional: c.Transactional,
 		Partitions: map[string][]int{},
 	}
 	if run.Disturbances, run.Jumps = n.Disturbances(); run.Disturbances > 0 {
@@ -307,7 +317,11 @@ func (c *runCmd) read(ctx context.Context, cl *cluster.Cluster, run *check.Run) 
 	if run.Stored, err = cl.Verify(ctx); err != nil {
 		return err
 	}
-	read, err := kafka.ReadAll(ctx, cl.Brokers.Bootstrap(), slices.Sorted(maps.Keys(cluster.Topics))...)
+	readAll := kafka.ReadAll
+	if c.Transactional {
+		readAll = kafka.ReadCommitted
+	}
+	read, err := readAll(ctx, cl.Brokers.Bootstrap(), slices.Sorted(maps.Keys(cluster.Topics))...)
 	if err != nil {
 		return fmt.Errorf("read Kafka: %w", err)
 	}
@@ -356,11 +370,12 @@ func rows(ctx context.Context, dsn, sql string, each func(uuid.UUID, int16, stri
 
 // settler waits until everything is decided and published.
 type settler struct {
-	cl      *cluster.Cluster
-	begun   time.Time
-	limit   time.Duration
-	truth   map[uuid.UUID]bool
-	settled check.Settled
+	transactional bool
+	cl            *cluster.Cluster
+	begun         time.Time
+	limit         time.Duration
+	truth         map[uuid.UUID]bool
+	settled       check.Settled
 }
 
 func (s *settler) settle(ctx context.Context) error {
@@ -442,7 +457,11 @@ func (s *settler) arrive(ctx, deadline context.Context) error {
 		}
 	}
 	next := 0
-	_, err = kafka.ReadUntil(deadline, s.cl.Brokers.Bootstrap(), func(read []kafka.Record) bool {
+	readUntil := kafka.ReadUntil
+	if s.transactional {
+		readUntil = kafka.ReadCommittedUntil
+	}
+	_, err = readUntil(deadline, s.cl.Brokers.Bootstrap(), func(read []kafka.Record) bool {
 		for ; next < len(read); next++ {
 			if id, found := read[next].Header("ce_id"); found {
 				if parsed, err := uuid.ParseBytes(id); err == nil {

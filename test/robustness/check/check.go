@@ -181,6 +181,9 @@ func (c *checker) repeats(report *history.Report) {
 	if report.Zombie.Count > c.Jumps*c.Window/4 {
 		c.take("I7", report.Zombie)
 	}
+	if c.Transactional && report.Late.Count > 0 { // whoever was cut off writes nothing that counts
+		c.take("I7", report.Late)
+	}
 	epochs := map[int]int64{}
 	for _, r := range c.Records {
 		if last, seen := epochs[r.Shard]; !seen || r.Epoch > last {

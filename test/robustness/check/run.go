@@ -35,6 +35,8 @@ type Run struct {
 	// Disturbances are faults after which an event may be delivered twice: a relay or broker that was killed, cut off or
 	// slowed. Jumps are leases that were made to run out although their holders were well.
 	Disturbances, Jumps int
+	// Transactional: records were written in Kafka transactions, and Records are what a read_committed consumer sees.
+	Transactional bool
 	// Window is how many records may be under way at once.
 	Window int
 	// Published counts deliveries by the relays' own metrics; negative: not known, because one was restarted.
