@@ -27,6 +27,7 @@ test-python: build ## Run every test of the Python SDK (PYTESTFLAGS), and its un
 	tools/python-test.sh $(PYTESTFLAGS)
 
 simulate: ## Drive relay, writer and resolver through SCHEDULES=20000 seeded interleavings from SEED=1 (see test/simulation)
+	go test -tags mutant ./test/simulation -run 'TestTeeth' -timeout 20m
 	go test ./test/simulation -run 'TestSchedules' -v -timeout 20m -schedules $(or $(SCHEDULES),20000) -seed $(or $(SEED),1)
 
 model: ## Check the protocol with Spin, and that each of its rules is needed (see test/model)

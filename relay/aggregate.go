@@ -3,6 +3,7 @@ package relay
 import (
 	"time"
 
+	"github.com/outbox-platform/outbox/internal/fault"
 	"github.com/outbox-platform/outbox/store"
 )
 
@@ -279,6 +280,9 @@ func (c *core) advance(a *aggregate) {
 			return
 		case e.state == store.Aborted:
 			c.tally.dropped++
+			c.done(e)
+		case e.state == store.Prepared && fault.Mutant("S3") && e.next != nil: // whoever waits is passed
+			e.txn.remove(e)
 			c.done(e)
 		case e.state == store.Prepared:
 			c.awaitDecision(a, e)

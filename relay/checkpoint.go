@@ -3,6 +3,7 @@ package relay
 import (
 	"time"
 
+	"github.com/outbox-platform/outbox/internal/fault"
 	"github.com/outbox-platform/outbox/store"
 )
 
@@ -78,10 +79,13 @@ func (c *core) checkpoint(s *shard, now time.Time) store.Checkpoint {
 	position := c.position(s)
 	var pend []store.PendEntry
 	for e := s.hot.first; e != nil && e.pos.Position.Compare(position) <= 0; e = e.after {
+		if fault.Mutant("S2") && e.inflight { // handed over is done
+			continue
+		}
 		pend = append(pend, store.PendEntry{EventPosition: e.pos, Key: e.rec.Key, State: e.state})
 	}
 	cp := store.Checkpoint{Position: position, Oldest: position.XID, Pend: store.EncodePend(pend), Offsets: s.saved.Offsets}
-	if len(pend) > 0 {
+	if len(pend) > 0 && !fault.Mutant("S6") { // S6: what is pending is not read again
 		cp.Oldest = min(cp.Oldest, pend[0].XID)
 	}
 	if s.offsetsChanged && (s.offsetsAdded || now.Sub(s.offsetsSince) >= offsetsEvery) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/outbox-platform/outbox/internal/fault"
 	"github.com/outbox-platform/outbox/store"
 )
 
@@ -51,6 +52,9 @@ func (c *core) nextOf(s *shard) *event {
 		a.inflight, e.inflight = true, true
 		s.inflight++
 		c.unacked++
+		if fault.Mutant("S1") { // no gate
+			c.again(e)
+		}
 		return e
 	}
 	return nil
@@ -97,6 +101,11 @@ func (c *core) report(e *event, partition int32, offset int64, err error, now ti
 	s, a := e.shard, e.aggregate
 	s.acknowledged(TopicPartition{e.rec.Event.Topic, partition}, offset)
 	c.tally.published++
+	if fault.Mutant("S4") && e.attempts == 0 { // once more, to be sure
+		e.attempts++
+		c.again(e)
+		return
+	}
 	probed := a.probing
 	c.succeeded(e)
 	c.advance(a)
@@ -132,7 +141,14 @@ func (c *core) failed(e *event, err error, now time.Time) {
 		}
 	case ClassTopic:
 		c.pauseFor(a, c.pauseTopic(e.rec.Event.Topic, a, failure, now))
-	default: // cluster, fatal, purged: it may or may not be written; order is kept by the gate
+	case ClassPurged:
+		if fault.Mutant("S5") { // it will have been written
+			c.succeeded(e)
+			c.advance(a)
+			return
+		}
+		c.again(e)
+	default: // cluster, fatal, and purged too: it may or may not be written; order is kept by the gate
 		c.again(e)
 	}
 }

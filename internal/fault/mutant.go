@@ -11,3 +11,6 @@ var chosen = os.Getenv(MutantEnv)
 
 // Mutant reports whether this process is the named mutant.
 func Mutant(name string) bool { return chosen == name }
+
+// Choose makes this process the named mutant from now on; "": none. No other goroutine may be asking.
+func Choose(name string) { chosen = name }

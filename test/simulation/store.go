@@ -42,8 +42,8 @@ type Store struct {
 	unflushed []unflushed
 	server    int // another number: another server or timeline
 	crashes   int
-	biggest   int64 // of the reads: what one brought, in bytes of memory
-	fencing   bool  // false: the epoch is not looked at, to show that the simulator sees it
+	biggest   int64  // of the reads: what one brought, in bytes of memory
+	broken    string // a rule that this store does not keep, to show that the simulator sees it
 }
 
 var _ relay.Store = (*Store)(nil)
@@ -86,8 +86,8 @@ const flushWithin = 600 * time.Millisecond
 func NewStore(shards int, now func() time.Time) *Store {
 	s := &Store{
 		now: now, tx: map[store.Key]*txRow{}, closed: map[int]time.Time{}, nextXID: 10, relays: map[string]time.Time{},
-		resolutions: map[store.Key]*store.Resolution{}, fencing: true,
-		shards: make([]shardRow, shards), log: make([][]segment, shards), parked: make([][]parkedRow, shards), dead: make([][]store.DeadLetter, shards),
+		resolutions: map[store.Key]*store.Resolution{},
+		shards:      make([]shardRow, shards), log: make([][]segment, shards), parked: make([][]parkedRow, shards), dead: make([][]store.DeadLetter, shards),
 	}
 	for i := range s.shards {
 		s.shards[i].Position.Seq = -1
@@ -181,7 +181,7 @@ func (s *Store) Steps(_ context.Context, ttl time.Duration, steps []store.Step) 
 				fenced = append(fenced, steps[i].Shard)
 			}
 		}
-		if flush {
+		if flush && s.broken != "flush" {
 			s.flush()
 		}
 		return nil
@@ -197,7 +197,7 @@ func changesRows(st *store.Step) bool {
 }
 
 func (s *Store) holds(sh *shardRow, st *store.Step) bool {
-	return !s.fencing || sh.epoch == st.Epoch && sh.holder != ""
+	return s.broken == "fence" || sh.epoch == st.Epoch && sh.holder != ""
 }
 
 // step writes one step, unless it is fenced.
