@@ -15,6 +15,17 @@ from test_end_to_end import Reader
 
 pytestmark = pytest.mark.platform
 
+OLDEST = """
+import google.protobuf
+from outbox_client import Event, OutboxClient
+from outbox_client.testing import FakePlatform
+
+with FakePlatform() as platform, OutboxClient(platform.config()) as client:
+    client.publish(Event("orders", "order", "1", "order.placed.v1", b"{}"))
+    [event] = platform.published()
+    print(google.protobuf.__version__, "published" if event.payload == b"{}" else event)
+"""
+
 PROJECT = Path(__file__).parents[1]
 
 
@@ -44,7 +55,21 @@ def test_the_wheel_ships_one_package_and_all_of_it(wheel: Path) -> None:
         "testing/plugin.py",
     ):
         assert f"outbox_client/{needed}" in names
-    assert not [name for name in names if "/root" in name or "/work" in name]
+    assert not [name for name in names if str(REPOSITORY) in name]
+
+
+def test_the_oldest_dependencies_that_are_allowed(wheel: Path, tmp_path: Path) -> None:
+    """The generated code is newer than the oldest protobuf: it must run there nevertheless."""
+    uv = (REPOSITORY / "tools" / "python.sh", "-m", "uv")
+    python = tmp_path / "venv" / "bin" / "python"
+    run(*uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "venv")
+    [dependencies] = re.findall(r"^dependencies = \[(.*)\]$", (PROJECT / "pyproject.toml").read_text(), re.MULTILINE)
+    oldest = [f"{name}=={version}" for name, version in re.findall(r'"([a-z-]+)>=([0-9.]+)', dependencies)]
+    assert len(oldest) == 3
+    run(*uv, "pip", "install", "--quiet", "--python", python, wheel, *oldest)
+    script = tmp_path / "oldest.py"
+    script.write_text(OLDEST)
+    assert run(python, script, env={"PYTHONPATH": ""}).split() == ["6.31.1", "published"]
 
 
 def test_the_readme_leads_to_a_published_event(wheel: Path, stack: Stack, db: SourceDatabase, tmp_path: Path) -> None:

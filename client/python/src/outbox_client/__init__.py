@@ -4,7 +4,6 @@ Most services use it through outbox_client.sqlalchemy, outbox_client.asyncpg, ou
 package holds what they share: the clients, the event and the typed errors. It imports no database.
 """
 
-from outbox_client._client import ForkError
 from outbox_client.aio import AsyncOutboxClient
 from outbox_client.alarm import Alarm, AlarmKind
 from outbox_client.client import OutboxClient
@@ -18,6 +17,7 @@ from outbox_client.errors import (
     ExhaustedError,
     FenceError,
     FieldViolation,
+    ForkError,
     IdReusedError,
     InvalidError,
     MustSpillError,

@@ -23,23 +23,11 @@ from outbox_client._source.database import Registration
 from outbox_client._source.driver import Connector
 from outbox_client.alarm import Alarm
 from outbox_client.config import DEFAULT_DATABASE, Config, ConfigError
-from outbox_client.errors import InvalidError, OutboxError, Reason
+from outbox_client.errors import InvalidError, Reason
 from outbox_client.event import Event, event_to_proto
 from outbox_client.stats import Stats
 from outbox_client.transaction import DatabaseTransaction
 from outbox_client.upkeep import Upkeep
-
-
-class ForkError(OutboxError):
-    """The process was forked while gRPC was in use by this client: gRPC does not work in the child.
-
-    Fork before the first call (a client that was only made is fine), or start a new program instead.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(
-            "this process was forked while the client was connected; gRPC does not work in it: fork before the first call"
-        )
 
 
 class BaseClient(ABC):

@@ -7,13 +7,14 @@ import logging
 import uuid
 from types import TracebackType
 
-from outbox_client._client import BaseClient, ForkError
+from outbox_client._client import BaseClient
 from outbox_client._core.decisions import Done
 from outbox_client._core.engine import Engine
 from outbox_client._core.session import closed_error
 from outbox_client._core.wire import Kind
 from outbox_client._source.database import Registration
 from outbox_client.config import Config
+from outbox_client.errors import ForkError
 from outbox_client.event import Event
 from outbox_client.ids import new_id
 from outbox_client.transaction import DatabaseTransaction, Transaction

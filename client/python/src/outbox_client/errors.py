@@ -113,6 +113,18 @@ class ClosedError(CallError):
     """The client is closed."""
 
 
+class ForkError(OutboxError):
+    """The process was forked while gRPC was in use by this client: gRPC does not work in the child.
+
+    Fork before the first call (a client that was only made is fine), or start a new program instead.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this process was forked while the client was connected; gRPC does not work in it: fork before the first call"
+        )
+
+
 class TransactionError(OutboxError):
     """Events cannot be prepared in this database transaction. Nothing was prepared; it has to be rolled back."""
 
