@@ -2,16 +2,19 @@ package kafka
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
 	"go.uber.org/goleak"
 
 	broker "github.com/outbox-platform/outbox/embedded/kafka"
@@ -280,4 +283,26 @@ func rawFake(tb testing.TB, opts ...kfake.Opt) (*kfake.Cluster, string) {
 	}
 	tb.Cleanup(c.Close)
 	return c, strings.Join(c.ListenAddrs(), ",")
+}
+
+// producerIDAt is where a record batch of format 2 has the id of its producer.
+const producerIDAt = 43
+
+// ofFirstProducer is a fault's condition: the request is of the producer whose request came first. A condition that asks
+// whether the producer was rebuilt by now would let those requests through that the old one has still under way.
+func ofFirstProducer() func(kmsg.Request) bool {
+	var first atomic.Int64 // 1 + its id
+	return func(req kmsg.Request) bool {
+		produce, ok := req.(*kmsg.ProduceRequest)
+		if !ok || len(produce.Topics) == 0 || len(produce.Topics[0].Partitions) == 0 {
+			return false
+		}
+		batch := produce.Topics[0].Partitions[0].Records
+		if len(batch) < producerIDAt+8 {
+			return false
+		}
+		id := 1 + int64(binary.BigEndian.Uint64(batch[producerIDAt:])) //nolint:gosec // the same 64 bits
+		first.CompareAndSwap(0, id)
+		return first.Load() == id
+	}
 }

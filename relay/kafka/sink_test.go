@@ -179,24 +179,19 @@ func TestPassingTroubleStaysInside(t *testing.T) {
 		t.Run(e.Message, func(t *testing.T) {
 			f := fake(t, broker.FakeConfig{Brokers: 3, Topics: map[string]int{"t": 1}})
 			s := newSink(t, f.Bootstrap(), nil)
+			// The partition knows the producer before the trouble starts: else acknowledgements may be implied, and what is
+			// told as not delivered is written twice (see Sink.unproven).
+			deliver(t, s, delivery("t", "k", 0, "v"))
+			allOK(t, reports(t, s, 1))
 			h := f.Cluster().Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: e, Count: 3})
-			for i := range 50 {
-				allOK(t, settle(t, s, delivery("t", "k", i, "v")))
+			for i := 1; i < 50; i++ {
+				deliver(t, s, delivery("t", "k", i, "v"))
+				allOK(t, reports(t, s, 1))
 			}
 			if h.Hits() != 3 {
 				t.Errorf("%d faults hit", h.Hits())
 			}
-			next := 0
-			for _, r := range readAll(t, f.Bootstrap(), "t") {
-				if i := index(t, r); i > next {
-					t.Fatalf("record %d before %d", i, next)
-				} else if i == next {
-					next++
-				}
-			}
-			if next != 50 {
-				t.Errorf("%d records", next)
-			}
+			checkOrder(t, readAll(t, f.Bootstrap(), "t"), 50)
 		})
 	}
 }
