@@ -3,8 +3,7 @@
 //
 // Real are: everything in package relay but Run's own select (lease, read, order, deliver, checkpoint, takeover), the store's
 // Writer from Submit to Done (queue, batches, encoding, look-ups), the log's encoding, and the resolver's rules. In memory are
-// the store behind them (Store), Kafka (Broker), and the source databases (Database). TestConformance keeps Store and Broker
-// honest: the same sequences of calls are made to them and to a real PostgreSQL and a Kafka broker, and must be answered alike.
+// the store behind them (Store), Kafka (Broker), and the source databases (Database).
 //
 // README.md says what is checked, how to repeat a failure, and what is not simulated.
 package simulation
