@@ -47,8 +47,9 @@ type Beginner interface {
 // Tx is the transaction of [InTx]. It is a pgx.Tx, except that InTx ends it.
 type Tx struct {
 	pgx.Tx
-	c      *client.Client
-	events []client.Event
+	c          *client.Client
+	events     []client.Event
+	savepoints int // begun so far
 }
 
 // Publish adds events to the transaction. They are checked now, and prepared just before COMMIT, all at once, in this order. The

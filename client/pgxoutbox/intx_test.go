@@ -173,6 +173,38 @@ func TestUnsafeTransactionsAreRefused(t *testing.T) {
 		}
 		w.published("2", "fine")
 	})
+	t.Run("savepoints that were rolled back", func(t *testing.T) {
+		err := pgxoutbox.InTx(ctx, w.pool, w.c, pgxoutbox.Options{}, func(tx *pgxoutbox.Tx) error {
+			nested, err := tx.Begin(ctx)
+			if err != nil {
+				return err
+			}
+			if err := tx.Publish(event("4", "rolled back")); err != nil {
+				return err
+			}
+			inner, err := nested.Begin(ctx)
+			if err != nil {
+				return err
+			}
+			if _, err := inner.Exec(ctx, "SELECT 1/0"); err == nil {
+				t.Error("it does not fail")
+			}
+			if err := errors.Join(inner.Rollback(ctx), upsert(ctx, nested, "4"), nested.Rollback(ctx)); err != nil {
+				return err
+			}
+			if err := nested.Rollback(ctx); !errors.Is(err, pgx.ErrTxClosed) {
+				t.Errorf("rolled back twice: %v", err)
+			}
+			return errors.Join(upsert(ctx, tx, "3"), tx.Publish(event("3", "fine")))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.published("3", "fine")
+		if got := w.p.Published("4"); len(got) != 0 {
+			t.Errorf("published of what was rolled back: %v", got)
+		}
+	})
 	for name, bad := range map[string]client.Event{"topic": {Topic: "__x"}, "empty": {}} {
 		t.Run(name, func(t *testing.T) {
 			err := pgxoutbox.InTx(ctx, w.pool, w.c, pgxoutbox.Options{}, func(tx *pgxoutbox.Tx) error { return tx.Publish(bad) })
@@ -181,10 +213,10 @@ func TestUnsafeTransactionsAreRefused(t *testing.T) {
 			}
 		})
 	}
-	if n := len(w.p.Calls("prepare")); n != 1 {
+	if n := len(w.p.Calls("prepare")); n != 2 {
 		t.Errorf("%d were prepared", n)
 	}
-	if n := value[int](w, "SELECT count(*) FROM orders"); n != 1 {
+	if n := value[int](w, "SELECT count(*) FROM orders"); n != 2 {
 		t.Errorf("%d orders", n)
 	}
 }
