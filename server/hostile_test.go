@@ -319,6 +319,10 @@ func TestMaxCalls(t *testing.T) {
 	storetest.Eventually(t, 10*time.Second, func() bool { return r.unaryCalls.Load() == 3 })
 	_, err := r.client.Prepare(t.Context(), newPrepare("orders"))
 	wantError(t, err, codes.ResourceExhausted, outboxv1.ErrorReason_ERROR_REASON_BACKLOG_FULL)
+	prepare := "http://" + r.HTTPAddr() + outboxv1.OutboxService_Prepare_FullMethodName
+	if code, text := request(t, "POST", prepare, "", []byte(`{}`)); code != 429 || !strings.Contains(text, "resource_exhausted") {
+		t.Errorf("through the other port: %d %s", code, text)
+	}
 	if _, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil {
 		t.Error("a health check:", err)
 	}
@@ -331,6 +335,11 @@ func TestMaxCalls(t *testing.T) {
 	if _, err := r.client.Prepare(t.Context(), newPrepare("orders")); err != nil {
 		t.Error("afterwards:", err)
 	}
+	if code, text := request(t, "POST", prepare, "", []byte(`{}`)); code != 403 {
+		t.Errorf("afterwards, through the other port: %d %s", code, text)
+	}
+	// Calls that end as they should leave no place taken.
+	storetest.Eventually(t, 10*time.Second, func() bool { return r.unaryCalls.Load() == 0 })
 }
 
 // A client that never opens its window, and one that resets every stream it opens, harm nobody else.

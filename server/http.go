@@ -38,7 +38,7 @@ func (s *Server) newHTTP(gatherer prometheus.Gatherer) (*http.Server, error) {
 		http.Error(w, "sessions are served on the gRPC port", http.StatusNotImplemented)
 	})
 	// Base64 makes payloads a third larger.
-	mux.Handle("/", http.MaxBytesHandler(plainJSON(transcoder), int64(s.cfg.MaxReceiveBytes)*3/2))
+	mux.Handle("/", s.limitCalls(http.MaxBytesHandler(plainJSON(transcoder), int64(s.cfg.MaxReceiveBytes)*3/2)))
 	return &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: 5 * time.Second,
@@ -46,6 +46,21 @@ func (s *Server) newHTTP(gatherer prometheus.Gatherer) (*http.Server, error) {
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    int(s.cfg.MaxMetadataBytes),
 	}, nil
+}
+
+// limitCalls counts the calls of this port with those of the other one, before their bodies are read: tap does not see them.
+func (s *Server) limitCalls(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !s.enter() {
+			w.Header().Set("Content-Type", "application/json")
+			w.Header().Set("Retry-After", "1")
+			w.WriteHeader(http.StatusTooManyRequests)
+			_ = json.NewEncoder(w).Encode(map[string]string{"code": "resource_exhausted", "message": errTooManyCalls.message}) // as after answerState
+			return
+		}
+		defer s.leave()
+		next.ServeHTTP(w, r)
+	})
 }
 
 // strictJSON answers what is not a request of ours with INVALID_ARGUMENT.

@@ -26,18 +26,28 @@ type (
 
 // tap admits a call, or refuses it, before a byte of its body is read.
 func (s *Server) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
-	ctx = s.tapDeadline(ctx, info)
 	if !limited(info.FullMethodName) {
-		return ctx, nil
+		return s.tapDeadline(ctx, info), nil
 	}
-	if s.unaryCalls.Add(1) > int64(s.cfg.MaxCalls) {
-		s.unaryCalls.Add(-1)
-		s.metrics.refuse(errTooManyCalls)
+	if !s.enter() {
 		return nil, errTooManyCalls
 	}
-	context.AfterFunc(ctx, func() { s.unaryCalls.Add(-1) })
-	return ctx, nil
+	// The stream's own context ends with the call, however that ends.
+	context.AfterFunc(ctx, s.leave)
+	return s.tapDeadline(ctx, info), nil
 }
+
+// enter admits one more unary call, whose end leave has to be told; false: there are as many as there may be.
+func (s *Server) enter() bool {
+	if s.unaryCalls.Add(1) <= int64(s.cfg.MaxCalls) {
+		return true
+	}
+	s.leave()
+	s.metrics.refuse(errTooManyCalls)
+	return false
+}
+
+func (s *Server) leave() { s.unaryCalls.Add(-1) }
 
 // limited reports whether a method counts for Config.MaxCalls: everything that brings data, but sessions, which have a limit
 // of their own.
