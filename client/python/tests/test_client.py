@@ -415,6 +415,29 @@ def test_a_commit_is_repeated_until_it_is_acknowledged(platform: FakePlatform, c
     assert len(platform.calls("commit")) == 4
 
 
+def test_flush_waits_for_decisions(platform: FakePlatform) -> None:
+    with OutboxClient(platform.config(**QUICK)) as client:
+        id = new_id()
+        token = client.prepare(id, DatabaseTransaction(1), order())
+        platform.fault = only("commit", Fault(error=fault_error(grpc.StatusCode.UNAVAILABLE, Reason.STORE_UNAVAILABLE)))
+        client.commit_later(id, token)
+        assert not client.flush(0.05)
+        platform.fault = None
+        assert client.flush(10)
+        assert client.stats().acknowledged == 1
+    assert OutboxClient(platform.config(**QUICK)).flush()  # nothing was ever sent
+
+
+async def test_flush_of_the_asyncio_client(platform: FakePlatform) -> None:
+    client = AsyncOutboxClient(platform.config(**QUICK))
+    assert await client.flush()  # nothing was ever sent
+    async with client:
+        id = new_id()
+        client.commit_later(id, await client.prepare(id, DatabaseTransaction(1), order()))
+        assert await client.flush(10)
+        assert client.stats().acknowledged == 1
+
+
 def test_a_commit_that_contradicts_raises_an_alarm(platform: FakePlatform) -> None:
     alarms: list[Any] = []
 

@@ -204,6 +204,7 @@ class Load:
         self.failed: list[BaseException] = []
         self.worst = 0.0
         self._stop = asyncio.Event()
+        self._ended = asyncio.Condition()
         self._tasks = [asyncio.ensure_future(self._work(f"a{i}")) for i in range(8)]
 
     async def _work(self, id: str) -> None:
@@ -220,7 +221,20 @@ class Load:
             except Exception as e:
                 self.failed.append(e)
             self.worst = max(self.worst, time.monotonic() - begun)
-            await asyncio.sleep(0.02)
+            async with self._ended:
+                self._ended.notify_all()
+            try:
+                await asyncio.wait_for(self._stop.wait(), 0.02)  # they are not in a hurry
+            except asyncio.TimeoutError:
+                pass
+
+    async def goes_on(self, transactions: int, seconds: float = 0) -> None:
+        """Returns when so many more transactions have ended, and so much time has passed."""
+        until = time.monotonic() + seconds
+        while transactions > 0 or time.monotonic() < until:
+            async with self._ended:
+                await asyncio.wait_for(self._ended.wait(), 60)
+            transactions -= 1
 
     async def stop(self) -> None:
         self._stop.set()
@@ -235,12 +249,13 @@ async def test_the_platform_is_away_under_load(stack: Stack, db: SourceDatabase,
         async with AsyncOutboxClient(config) as client:
             await client.connect()
             load = Load(Outbox(client, engine, upkeep=Upkeep(drain_interval=0.2)), engine, source)
-            await asyncio.sleep(1)
+            await load.goes_on(100)
             proxy.stop()
-            await asyncio.sleep(AWAY)
+            await load.goes_on(20, AWAY)
             spilled = await asyncio.to_thread(db.spilled)
             proxy.start()
-            await asyncio.sleep(2)
+            await asyncio.to_thread(wait_for, lambda: db.spilled() == 0, "the drainer to be done")
+            await load.goes_on(100)
             await load.stop()
             total = sum(load.committed.values())
             await asyncio.to_thread(wait_for, lambda: len(reader.poll()) >= total, f"{total} events", 60)
@@ -288,14 +303,14 @@ async def test_kafka_is_away_under_load(stack: Stack, db: SourceDatabase, workdi
             await asyncio.to_thread(create_topic, own, source)
             await client.connect(20)
             load = Load(Outbox(client, engine), engine, source)
-            await asyncio.sleep(1)
+            await load.goes_on(100)
             broker.process.kill()
             broker.process.wait()
-            await asyncio.sleep(AWAY)
+            await load.goes_on(20, AWAY)
             published_before = sum(load.committed.values())
             again = DevProcess(directory, int(kafka.kafka.rpartition(":")[2]))
             await asyncio.to_thread(again.ready)
-            await asyncio.sleep(1)
+            await load.goes_on(100)
             await load.stop()
             reader = Reader(own, source)
             total = sum(load.committed.values())

@@ -104,6 +104,14 @@ class AsyncOutboxClient(BaseClient):
         """
         await self._engine().connect(timeout or self.config.connect_timeout)
 
+    async def flush(self, timeout: float | None = None) -> bool:
+        """Waits until the Commits and Aborts that were sent later from this event loop are acknowledged. False: the time was over first.
+
+        Nothing is lost then: the platform finds the decisions out by asking. timeout: seconds; default Config.close_timeout.
+        """
+        engine = self._open.get(asyncio.get_running_loop())
+        return engine is None or await engine.flush(self.config.close_timeout if timeout is None else timeout)
+
     async def close(self) -> None:
         """Ends upkeep, waits up to Config.close_timeout for Commits that are not acknowledged, and closes the connections of this loop."""
         self._closed = True

@@ -150,6 +150,15 @@ class OutboxClient(BaseClient):
         """
         self._call(lambda engine: engine.connect(timeout or self.config.connect_timeout))
 
+    def flush(self, timeout: float | None = None) -> bool:
+        """Waits until the Commits and Aborts that were sent later are acknowledged. False: the time was over first.
+
+        Nothing is lost then: the platform finds the decisions out by asking. timeout: seconds; default Config.close_timeout.
+        """
+        if self._thread is None:
+            return True
+        return self._call(lambda engine: engine.flush(self.config.close_timeout if timeout is None else timeout))
+
     def close(self) -> None:
         """Ends upkeep, waits up to Config.close_timeout for Commits that are not acknowledged, and closes the connections."""
         with self._starting:

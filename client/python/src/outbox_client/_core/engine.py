@@ -239,6 +239,14 @@ class Engine:
         """Logs an alarm, counts it, and passes it on."""
         report(self.config, self.stats, self.log, alarm)
 
+    async def flush(self, timeout: float) -> bool:
+        """Waits until every Commit and Abort is acknowledged. False: the time was over first."""
+        try:
+            await asyncio.wait_for(self._decisions.drained(), timeout)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
     async def close(self) -> None:
         """Ends upkeep, waits up to close_timeout for decisions that are not acknowledged, and closes all connections."""
         if self.closed:
@@ -246,10 +254,7 @@ class Engine:
         self.closed = True
         await _cancel(self._upkeep)
         if self._started and self.link == "up":
-            try:
-                await asyncio.wait_for(self._decisions.drained(), self.config.close_timeout)
-            except asyncio.TimeoutError:
-                pass
+            await self.flush(self.config.close_timeout)
         for session in self._sessions:
             session.close()
         ending = [task for session in self._sessions for stream in session.streams for task in stream.tasks]

@@ -4,11 +4,9 @@ a service.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import threading
-import time
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -188,10 +186,7 @@ class Platform:
         """Waits until the platform has acknowledged the Commits that are under way. What is not, it finds out by
         itself.
         """
-        until = time.monotonic() + timeout
-        # Its counters are all that a client tells.
-        while self.client.stats().pending_commits and time.monotonic() < until:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await self.client.flush(timeout)
 
 
 def raise_down(client: AsyncOutboxClient) -> None:
