@@ -89,67 +89,86 @@ type fault struct {
 	strike func()
 }
 
-func faults(t *testing.T, p *platform, b broker) []fault {
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
+// What hits one relay, in every test of takeovers.
+
+func relayDies(t *testing.T, r *service) fault {
+	return fault{"kill -9 a relay", func() {
+		r.kill()
+		pause(t, leaseTTL+2*time.Second)
+		r.start()
+	}}
+}
+
+func relaySleeps(t *testing.T, r *service) fault {
+	return fault{"a relay sleeps beyond its lease", func() {
+		r.freeze()
+		pause(t, leaseTTL+3*time.Second)
+		r.thaw()
+	}}
+}
+
+func relaySleepsAmidRecords(t *testing.T, r *service, b broker) fault {
+	return fault{"a relay sleeps beyond its lease with records under way to a broker that sleeps too", func() {
+		must(t, b.signal(syscall.SIGSTOP))
+		pause(t, time.Second)
+		r.freeze()
+		pause(t, leaseTTL+2*time.Second)
+		// Now what the sleeping relay had sent and what its successor sends are written side by side.
+		must(t, b.signal(syscall.SIGCONT))
+		pause(t, 2*time.Second)
+		r.thaw()
+	}}
+}
+
+func relaySleepsWithQueue(t *testing.T, r *service, b broker) fault {
+	return fault{"a relay sleeps beyond its lease with records queued for a broker that is away", func() {
+		b.kill()
+		pause(t, time.Second)
+		r.freeze()
+		pause(t, leaseTTL+2*time.Second)
+		must(t, b.restart(t.Context()))
+		pause(t, 2*time.Second)
+		r.thaw()
+	}}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
+}
+
+func faults(t *testing.T, p *platform, b broker) []fault {
 	return []fault{
 		{"kill -9 a server", func() {
 			p.servers[0].kill()
 			pause(t, 2*time.Second)
 			p.servers[0].start()
 		}},
-		{"kill -9 a relay", func() {
-			p.relays[0].kill()
-			pause(t, leaseTTL+2*time.Second)
-			p.relays[0].start()
-		}},
+		relayDies(t, p.relays[0]),
 		{"immediate shutdown of the store", func() {
-			must(p.store.StopImmediate(t.Context()))
+			must(t, p.store.StopImmediate(t.Context()))
 			pause(t, time.Second)
-			must(p.store.Restart(t.Context()))
+			must(t, p.store.Restart(t.Context()))
 		}},
 		{"the store is away until all leases have run out", func() {
-			must(p.store.StopImmediate(t.Context()))
+			must(t, p.store.StopImmediate(t.Context()))
 			pause(t, leaseTTL+time.Second)
-			must(p.store.Restart(t.Context()))
+			must(t, p.store.Restart(t.Context()))
 		}},
 		{"kill -9 the store", func() {
 			p.store.Kill()
-			must(p.store.Restart(t.Context()))
+			must(t, p.store.Restart(t.Context()))
 		}},
 		{"kill -9 the broker", func() {
 			b.kill()
 			pause(t, 2*time.Second)
-			must(b.restart(t.Context()))
+			must(t, b.restart(t.Context()))
 		}},
-		{"a relay sleeps beyond its lease", func() {
-			p.relays[1].freeze()
-			pause(t, leaseTTL+3*time.Second)
-			p.relays[1].thaw()
-		}},
-		{"a relay sleeps beyond its lease with records under way to a broker that sleeps too", func() {
-			must(b.signal(syscall.SIGSTOP))
-			pause(t, time.Second)
-			p.relays[0].freeze()
-			pause(t, leaseTTL+2*time.Second)
-			// Now what the sleeping relay had sent and what its successor sends are written side by side.
-			must(b.signal(syscall.SIGCONT))
-			pause(t, 2*time.Second)
-			p.relays[0].thaw()
-		}},
-		{"a relay sleeps beyond its lease with records queued for a broker that is away", func() {
-			b.kill()
-			pause(t, time.Second)
-			p.relays[2].freeze()
-			pause(t, leaseTTL+2*time.Second)
-			must(b.restart(t.Context()))
-			pause(t, 2*time.Second)
-			p.relays[2].thaw()
-		}},
+		relaySleeps(t, p.relays[1]),
+		relaySleepsAmidRecords(t, p.relays[0], b),
+		relaySleepsWithQueue(t, p.relays[2], b),
 		{"a server sleeps", func() {
 			p.servers[1].freeze()
 			pause(t, 3*time.Second)

@@ -1,7 +1,6 @@
 package system_test
 
 import (
-	"syscall"
 	"testing"
 	"time"
 
@@ -19,41 +18,11 @@ func TestZombiesInTransactions(t *testing.T) {
 	s.committed = true
 	finish := s.work(underFaults)
 	pause(t, 3*time.Second)
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 	for _, fault := range []fault{
-		{"a relay sleeps beyond its lease", func() {
-			p.relays[1].freeze()
-			pause(t, leaseTTL+3*time.Second)
-			p.relays[1].thaw()
-		}},
-		{"kill -9 a relay", func() {
-			p.relays[0].kill()
-			pause(t, leaseTTL+2*time.Second)
-			p.relays[0].start()
-		}},
-		{"a relay sleeps beyond its lease with records under way to a broker that sleeps too", func() {
-			must(b.signal(syscall.SIGSTOP))
-			pause(t, time.Second)
-			p.relays[0].freeze()
-			pause(t, leaseTTL+2*time.Second)
-			must(b.signal(syscall.SIGCONT))
-			pause(t, 2*time.Second)
-			p.relays[0].thaw()
-		}},
-		{"a relay sleeps beyond its lease with records queued for a broker that is away", func() {
-			b.kill()
-			pause(t, time.Second)
-			p.relays[1].freeze()
-			pause(t, leaseTTL+2*time.Second)
-			must(b.restart(t.Context()))
-			pause(t, 2*time.Second)
-			p.relays[1].thaw()
-		}},
+		relaySleeps(t, p.relays[1]),
+		relayDies(t, p.relays[0]),
+		relaySleepsAmidRecords(t, p.relays[0], b),
+		relaySleepsWithQueue(t, p.relays[1], b),
 	} {
 		started := time.Now()
 		fault.strike()
