@@ -334,6 +334,25 @@ async def test_while_the_platform_is_away_unjoined_writes_wait_in_the_services_d
     await asyncio.wait_for(direct_again(), 10)
 
 
+async def test_a_write_whose_answer_is_lost_is_published_once(
+    repository: PostgreSQLOutboxRepository, platform: FakePlatform, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The platform has it and nobody knows: what waits in the service's database is the same request."""
+    from outbox_client.testing import Fault
+
+    monkeypatch.setenv("OUTBOX_CLIENT_CALL_TIMEOUT", "300ms")
+    platform.fault = lambda call: Fault(lose_answer=True) if call.name == "publish" else None
+    await add(repository, event_key="lost")
+    platform.fault = None
+
+    await add(repository, event_key="after")
+    assert await published(platform, 2) == ["lost", "after"]
+    sent = {call.id for call in platform.calls("publish") if call.events[0].key == b"lost"}
+    assert len(sent) == 1
+    async with engine.connect() as c:
+        assert (await c.execute(text("SELECT count(*) FROM outbox_marker WHERE refused IS NOT NULL"))).scalar() == 0
+
+
 async def test_the_circuit_breaker_keeps_callers_from_waiting(
     engine: AsyncEngine, platform: FakePlatform, monkeypatch: pytest.MonkeyPatch
 ) -> None:

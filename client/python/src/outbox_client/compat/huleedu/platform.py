@@ -8,10 +8,13 @@ import logging
 import os
 import threading
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, TypeVar
+from uuid import UUID
 
-from outbox_client import AsyncOutboxClient, Config, ConfigError, Event, UnavailableError
+from outbox_client import AsyncOutboxClient, Config, ConfigError, Event, UnavailableError, new_id
+from outbox_client._gen.outbox.v1 import outbox_service_pb2 as pb
 from outbox_client.compat.huleedu.breaker import CircuitBreaker, CircuitOpenError
 from outbox_client.compat.huleedu.monitoring import outbox_breaker_open
 from outbox_client.errors import CallError
@@ -28,6 +31,9 @@ Number = TypeVar("Number", int, float)
 PREFIX = "OUTBOX_"
 """Of the environment variables. See docs/migrating-from-a-library.md for all of them."""
 
+SPILL = """
+INSERT INTO outbox_marker (id, created_at, spilled)
+VALUES (CAST(CAST(:id AS text) AS uuid), clock_timestamp(), CAST(:body AS bytea))"""
 SPILLED = "SELECT EXISTS (SELECT FROM outbox_marker WHERE spilled IS NOT NULL AND refused IS NULL)"
 
 
@@ -141,16 +147,19 @@ class Platform:
         if self._behind:
             await self._store(engine, event)
             return
+        transaction_id = new_id()
+        if event.occurred_at is None:
+            event = replace(event, occurred_at=datetime.now(timezone.utc))  # sent again it has to be the same
         try:
             self.breaker.before()
             if self.client.link == "down":
                 raise_down(self.client)
-            await self.client.publish(event)
+            await self.client.publish(event, transaction_id=transaction_id)
         except CircuitOpenError as e:
-            await self._store_instead(engine, event, e)
+            await self._store_instead(engine, transaction_id, event, e)
         except UnavailableError as e:
             self.breaker.failure()
-            await self._store_instead(engine, event, e)
+            await self._store_instead(engine, transaction_id, event, e)
         except CallError:
             self.breaker.success()
             raise
@@ -160,17 +169,33 @@ class Platform:
         else:
             self.breaker.success()
 
-    async def _store_instead(self, engine: AsyncEngine, event: Event, why: Exception) -> None:
+    async def _store_instead(self, engine: AsyncEngine, transaction_id: UUID, event: Event, why: Exception) -> None:
         if not self._settings.fallback or engine.dialect.name != "postgresql":
             raise why
         try:
-            await self._store(engine, event)
+            await self._spill(engine, transaction_id, event)
         except Exception as e:
             logger.error("the event could not be stored in the service's database either", extra={"error": str(e)})
             raise why from e
         logger.warning(
             "the platform cannot be reached: the event waits in the service's database", extra={"error": str(why)}
         )
+
+    async def _spill(self, engine: AsyncEngine, transaction_id: UUID, event: Event) -> None:
+        """Stores the very request that was not answered, under its own id: the platform may have it, and finds it when
+        it is published again.
+        """
+        from sqlalchemy import text
+        from sqlalchemy.ext.asyncio import AsyncSession
+
+        self.outbox(engine)  # it publishes what waits
+        source, events = self.client.config.source, self.client.protos([event])
+        request = pb.PrepareRequest(source=source, transaction_id=transaction_id.bytes, events=events)
+        values = {"id": str(transaction_id), "body": request.SerializeToString()}
+        async with AsyncSession(engine) as session, session.begin():
+            await session.execute(text(SPILL), values)
+        self._behind = True
+        self.client.spilled(self._settings.database)
 
     async def _store(self, engine: AsyncEngine, event: Event) -> None:
         """Adds the event in a transaction of its own, which the platform's being away does not fail."""
