@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -223,6 +224,34 @@ func TestRefusedRecordInATransaction(t *testing.T) {
 		for i := range n {
 			if want := map[bool]int{true: 0, false: 1}[i%each == 5]; seen[i] != want {
 				t.Errorf("record %d is there %d times", i, seen[i])
+			}
+		}
+	})
+}
+
+// TestRefusedRecordIsNeverMistakenForTrouble: however librdkafka's news of a broken transaction and of the record that broke it
+// arrive, the record gets its verdict, and is not tried again and again with pauses as if the cluster were in trouble.
+func TestRefusedRecordIsNeverMistakenForTrouble(t *testing.T) {
+	onBoth(t, func(t *testing.T, c cluster) {
+		topic := createTopic(t, c, 1, map[string]string{"max.message.bytes": "20000"})
+		logged := &strings.Builder{} // a handler writes one line at a time, and the sink's goroutines are gone when it is read
+		s := newSink(t, c.Bootstrap(), transactional(t, func(cfg *Config) {
+			cfg.Compression = "none"
+			cfg.Logger = slog.New(slog.NewTextHandler(logged, &slog.HandlerOptions{Level: slog.LevelWarn}))
+		}))
+		fence(t, s, 0, 1)
+		for i := range 40 {
+			deliver(t, s, of(0, 1, delivery(topic, "k", i, strings.Repeat("x", 30_000))))
+			wantClass(t, reports(t, s, 1)[i].Err, relay.ClassRecord)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := s.Close(ctx); err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(logged.String()) {
+			if strings.Contains(line, "tried again") && strings.Contains(line, codeTooLarge) {
+				t.Error(line)
 			}
 		}
 	})

@@ -209,6 +209,9 @@ func (t *transactor) judgeRecord(w *wave, e *entry) error {
 	v := judge(e.err)
 	switch v.Class { //nolint:exhaustive // the others concern the transaction
 	case relay.ClassRecord:
+		if w.trouble != nil && w.trouble.Class == relay.ClassRecord {
+			w.trouble = nil // it was this record's
+		}
 		if !e.alone {
 			// Its whole batch was refused, and it may have been a neighbour's fault. Alone it gets a verdict of its own.
 			s.metrics.solo.Inc()
@@ -267,15 +270,26 @@ func (t *transactor) blame(w *wave, v *relay.SinkError) {
 	}
 }
 
-// awaitReports waits until librdkafka has given back all records of a transaction whose fate is known.
+// awaitReports waits until librdkafka has given back all records of a transaction whose fate is known. That a transaction is
+// broken may have been known before the report of the record that broke it, which must not be missed then: the record would be
+// tried again with its neighbours, for ever.
 func (t *transactor) awaitReports(w *wave) error {
 	limit := time.NewTimer(retireWait)
 	defer limit.Stop()
 	for {
 		t.mu.Lock()
-		w.pending -= len(t.landed)
+		landed := t.landed
 		t.landed = nil
 		t.mu.Unlock()
+		for _, e := range landed {
+			w.pending--
+			if w.committed || e.err == nil || judge(e.err).Class != relay.ClassRecord {
+				continue // purged, mostly
+			}
+			if err := t.judgeRecord(w, e); err != nil {
+				return err
+			}
+		}
 		if w.pending == 0 {
 			return nil
 		}

@@ -42,32 +42,26 @@ func TestRefusedRecord(t *testing.T) {
 			if err := b.CreateTopic(t.Context(), smallTopic, 3, nil); err != nil {
 				t.Fatal(err)
 			}
-			policies := []string{"block", "park", "skip"}
-			for _, policy := range policies {
+			refused := map[string]*refusal{}
+			for _, policy := range []string{"block", "park", "skip"} {
+				refused[policy] = &refusal{t: t, p: p, b: b, source: "shop-" + policy}
 				p.register("shop-"+policy, policy)
 			}
 			// The server refuses what it knows to be too large. So the limit falls after the events were accepted.
 			p.relays[0].stop()
-			events := map[string][]client.Event{}
-			for _, policy := range policies {
-				events[policy] = p.publishSeries(t, "shop-"+policy)
+			for _, r := range refused {
+				r.events = p.publishSeries(t, r.source)
 			}
 			setTopicLimit(t, b, smallLimit)
 			p.relays[0].start()
 
-			refused := &refusal{t: t, p: p, b: b}
-			for _, policy := range policies {
-				refused.events = events[policy]
-				refused.source = "shop-" + policy
-				switch policy {
-				case "block":
-					refused.block()
-				case "park":
-					refused.park()
-				case "skip":
-					refused.skip()
-				}
-			}
+			// Before somebody lifts the limit for his own, all must have been refused.
+			refused["block"].blocked()
+			refused["park"].parked()
+			refused["skip"].skipped()
+			refused["block"].goesOn()
+			refused["park"].comesBack()
+			refused["skip"].isDiscarded()
 			p.relays[0].stop()
 			p.servers[0].stop()
 			p.verify()
@@ -128,8 +122,8 @@ type refusal struct {
 	events []client.Event
 }
 
-// block: the aggregate waits at the refused event until somebody does something; then it goes on in order.
-func (r *refusal) block() {
+// block: the aggregate waits at the refused event until somebody does something …
+func (r *refusal) blocked() {
 	r.t.Helper()
 	r.arrives(0, 1, 5)
 	var blocked blockedAggregate
@@ -144,6 +138,11 @@ func (r *refusal) block() {
 	if blocked.Cause != "record" || blocked.Attempts != 1 || blocked.Topic != smallTopic || !strings.Contains(strings.ToLower(blocked.Explanation), "large") {
 		r.t.Errorf("blocked: %+v", blocked)
 	}
+}
+
+// … and then goes on in order.
+func (r *refusal) goesOn() {
+	r.t.Helper()
 	r.publishOne()
 	r.p.operateAggregate("redrive", r.source, troubled) // too early: refused again, and nothing overtakes it
 	r.arrives(0, 1, 5)
@@ -151,12 +150,16 @@ func (r *refusal) block() {
 	r.noLetters()
 }
 
-// park: the refused event and all later ones of the aggregate become dead letters; a redrive brings them back in order, ahead
-// of newer ones.
-func (r *refusal) park() {
+// park: the refused event and all later ones of the aggregate become dead letters …
+func (r *refusal) parked() {
 	r.t.Helper()
 	r.arrives(0, 1, 5)
 	r.letters(2, 3, 4)
+}
+
+// … that a redrive brings back in order, ahead of newer ones.
+func (r *refusal) comesBack() {
+	r.t.Helper()
 	r.publishOne()
 	r.letters(2, 3, 4, 6)
 	r.arrives(0, 1, 5)
@@ -166,11 +169,16 @@ func (r *refusal) park() {
 	r.noLetters()
 }
 
-// skip: only the refused event is set aside.
-func (r *refusal) skip() {
+// skip: only the refused event is set aside …
+func (r *refusal) skipped() {
 	r.t.Helper()
 	r.arrives(0, 1, 5, 3, 4)
 	r.letters(2)
+}
+
+// … and that one can be discarded.
+func (r *refusal) isDiscarded() {
+	r.t.Helper()
 	r.publishOne()
 	r.arrives(0, 1, 5, 3, 4, 6)
 	r.p.operateAggregate("discard", r.source, troubled)
