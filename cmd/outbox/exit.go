@@ -9,6 +9,8 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/outbox-platform/outbox/store"
 )
 
 // Exit codes. They are part of the interface: scripts rely on them.
@@ -41,6 +43,9 @@ func exitCode(err error) int {
 	var coded codedError
 	if errors.As(err, &coded) {
 		return coded.code
+	}
+	if errors.Is(err, store.ErrUnavailable) {
+		return exitUnavailable
 	}
 	switch status.Code(err) {
 	case codes.NotFound:

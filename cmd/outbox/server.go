@@ -34,7 +34,8 @@ type serverCmd struct {
 // Help implements kong.HelpProvider.
 func (*serverCmd) Help() string {
 	return `Servers keep nothing but what the store holds: run any number. SIGTERM drains: health says NOT_SERVING, sessions are
-asked to move, calls under way are answered, within --server-drain-timeout. The Kafka and relay settings are for --with-relay.
+asked to move, calls under way are answered, within --server-drain-timeout.
+A store that is away at the start is waited for. The Kafka and relay settings are for --with-relay.
 
 Examples:
   outbox server -c /etc/outbox.yaml
@@ -76,13 +77,13 @@ type platform struct {
 	admin    *adminPort
 }
 
-// newPlatform opens the store.
+// newPlatform opens the store, and waits for it.
 func newPlatform(ctx context.Context, settings storeSettings, log *slog.Logger) (*platform, error) {
 	config, err := settings.config("outbox")
 	if err != nil {
 		return nil, err
 	}
-	st, err := store.Open(ctx, config)
+	st, err := openStore(ctx, config, log)
 	if err != nil {
 		return nil, err
 	}
