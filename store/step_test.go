@@ -66,6 +66,15 @@ func TestPlainStepsMoveCheckpointsForwardOnly(t *testing.T) {
 	if _, err := db.Store.Steps(t.Context(), time.Minute, []store.Step{back}); err == nil {
 		t.Error("a checkpoint moved backwards")
 	}
+	// … and takes the others along: an error says that nothing was written.
+	on := steps[2]
+	on.Checkpoint.Position.Seq = 4
+	if _, err := db.Store.Steps(t.Context(), time.Minute, []store.Step{on, back}); err == nil {
+		t.Error("a checkpoint moved backwards beside another one")
+	}
+	if n := storetest.Query[int](t, db, `SELECT count(*)::int FROM outbox.shard WHERE seq = 4`); n[0] != 0 {
+		t.Error("a step was written beside one that is an error")
+	}
 	back.Park = []store.Parked{parkedEvent(at(5, 0, 0), storetest.Key(1), "x", store.CauseInDoubt)}
 	if _, err := db.Store.Steps(t.Context(), time.Minute, []store.Step{back}); err == nil {
 		t.Error("a checkpoint moved backwards with rows")

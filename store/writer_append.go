@@ -142,7 +142,7 @@ func (a *appender) attempt(ctx context.Context, requests []*Request) error {
 const shortestAttempt = time.Second
 
 func (a *appender) execute(ctx context.Context) (stale []int32, err error) {
-	if s := a.w.stepped; s != nil {
+	if s := a.w.backendOf(); s != nil {
 		return s.append(&a.batch)
 	}
 	statement := a.append
@@ -172,7 +172,7 @@ var binaryFormats = []int16{1}
 
 // connect makes sure that there is a connection with the statements prepared.
 func (a *appender) connect(ctx context.Context) error {
-	if a.w.stepped != nil || a.conn != nil && !a.conn.IsClosed() {
+	if a.w.backendOf() != nil || a.conn != nil && !a.conn.IsClosed() {
 		return nil
 	}
 	a.disconnect(ctx)

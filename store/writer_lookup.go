@@ -77,7 +77,7 @@ type txRow struct {
 }
 
 func (l *txLookup) read(ctx context.Context, requests []*Request) (map[Key]txRow, error) {
-	if s := l.w.stepped; s != nil {
+	if s := l.w.backendOf(); s != nil {
 		return s.read(requests)
 	}
 	ctx, cancel := context.WithTimeout(ctx, max(l.w.cfg.MaxWait, shortestAttempt))

@@ -12,7 +12,7 @@ import (
 // for concurrent use.
 type SteppedWriter struct {
 	w       Writer
-	backend Backend
+	backend Backend // nil: the store itself
 	idle    []*appender
 	lookup  *txLookup
 }
@@ -49,9 +49,20 @@ type Row struct {
 
 // NewSteppedWriter returns a writer of a store with so many shards.
 func NewSteppedWriter(shards int, cfg WriterConfig, backend Backend) *SteppedWriter {
+	return newSteppedWriter(&Store{shardCount: shards}, cfg, backend)
+}
+
+// NewSteppedWriterOf returns a writer of st, over connections of its own: what a writer in a simulation is compared with.
+// What Batch and LookUp return then takes as long as the store takes, and may run in a goroutine of its own, as long as
+// nothing else is done with the writer meanwhile.
+func NewSteppedWriterOf(st *Store, cfg WriterConfig) *SteppedWriter {
+	return newSteppedWriter(st, cfg, nil)
+}
+
+func newSteppedWriter(st *Store, cfg WriterConfig, backend Backend) *SteppedWriter {
 	s := &SteppedWriter{backend: backend}
 	cfg.DecisionWait = -1 // whoever steps it says when a batch is taken
-	s.w.st, s.w.cfg, s.w.stepped = &Store{shardCount: shards}, cfg.withDefaults(), s
+	s.w.st, s.w.cfg, s.w.stepped = st, cfg.withDefaults(), s
 	s.w.queue.init(s.w.cfg)
 	for range writersPerProcess {
 		s.idle = append(s.idle, newAppender(&s.w))
@@ -98,6 +109,24 @@ func (s *SteppedWriter) LookUp() func() {
 		clear(l.taken)
 		s.lookup = l
 	}
+}
+
+// Close closes the connections of a writer that has nothing under way.
+func (s *SteppedWriter) Close(ctx context.Context) {
+	for _, a := range s.idle {
+		a.disconnect(ctx)
+	}
+	if s.lookup != nil {
+		closeConn(ctx, &s.lookup.conn)
+	}
+}
+
+// backendOf is what a writer reaches instead of its store, or nil.
+func (w *Writer) backendOf() *SteppedWriter {
+	if w.stepped == nil || w.stepped.backend == nil {
+		return nil
+	}
+	return w.stepped
 }
 
 // append hands a built batch to the backend.
@@ -149,16 +178,16 @@ func (s *SteppedWriter) read(requests []*Request) (map[Key]txRow, error) {
 
 // now is the time.
 func (w *Writer) now() time.Time {
-	if w.stepped != nil {
-		return w.stepped.backend.Now()
+	if s := w.backendOf(); s != nil {
+		return s.backend.Now()
 	}
 	return time.Now()
 }
 
 // pause waits for d or until ctx ends.
 func (w *Writer) pause(ctx context.Context, d time.Duration) {
-	if w.stepped != nil {
-		w.stepped.backend.Pause(d)
+	if s := w.backendOf(); s != nil {
+		s.backend.Pause(d)
 		return
 	}
 	sleep(ctx, d)

@@ -1,6 +1,7 @@
 package simulation
 
 import (
+	"context"
 	"time"
 
 	"github.com/outbox-platform/outbox/store"
@@ -46,7 +47,7 @@ func (w *world) heal() {
 		}
 		if round%60 == 5 {
 			for _, a := range w.all {
-				w.store.request(a, store.ActionRedrive)
+				_, _ = w.store.RequestOperation(context.Background(), a, store.ActionRedrive, "", "") // or there is nothing to redrive
 			}
 		}
 		if round > 8 && w.left() == 0 && w.quiet() {

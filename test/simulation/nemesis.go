@@ -1,6 +1,7 @@
 package simulation
 
 import (
+	"context"
 	"time"
 
 	"github.com/outbox-platform/outbox/relay"
@@ -342,9 +343,11 @@ func (w *world) retain() bool {
 	}
 	switch w.c.n(3) {
 	case 0:
-		w.store.rotate()
+		gone, _ := w.store.maintain(true, time.Hour)
+		w.checkGone(gone)
 	case 1:
-		w.checkGone(w.store.truncate())
+		gone, _ := w.store.maintain(false, 0)
+		w.checkGone(gone)
 	default:
 		w.store.purge(time.Minute, time.Hour)
 	}
@@ -357,6 +360,6 @@ func (w *world) operate() bool {
 	}
 	a := w.all[w.c.n(len(w.all))]
 	w.note("an operator redrives %s", a.ID)
-	w.store.request(a, store.ActionRedrive)
+	_, _ = w.store.RequestOperation(context.Background(), a, store.ActionRedrive, "", "") // or there is nothing to redrive
 	return true
 }

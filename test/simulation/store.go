@@ -23,12 +23,16 @@ type Store struct {
 	// acquired is told of each lease, note of what else may explain something. nil: nobody is.
 	acquired func(shard int16, epoch int64)
 	note     func(format string, args ...any)
+	// order is that in which whoever acquires shards finds them. nil: by number.
+	order func() []int16
 
 	shards      []shardRow
 	tx          map[store.Key]*txRow
 	commits     int // transactions committed so far: the snapshots of statements
 	log         [][]segment
 	generation  int // the open one
+	opened      time.Time
+	pages       map[int]bool // of generations: something was written, committed or not
 	closed      map[int]time.Time
 	nextXID     uint64
 	inProgress  []*appending
@@ -85,7 +89,7 @@ const flushWithin = 600 * time.Millisecond
 // NewStore returns an empty store.
 func NewStore(shards int, now func() time.Time) *Store {
 	s := &Store{
-		now: now, tx: map[store.Key]*txRow{}, closed: map[int]time.Time{}, nextXID: 10, relays: map[string]time.Time{},
+		now: now, tx: map[store.Key]*txRow{}, opened: now(), pages: map[int]bool{}, closed: map[int]time.Time{}, nextXID: 10, relays: map[string]time.Time{},
 		resolutions: map[store.Key]*store.Resolution{},
 		shards:      make([]shardRow, shards), log: make([][]segment, shards), parked: make([][]parkedRow, shards), dead: make([][]store.DeadLetter, shards),
 	}
@@ -126,7 +130,8 @@ func (s *Store) Heartbeat(_ context.Context, instance string, ttl time.Duration)
 func (s *Store) AcquireShards(_ context.Context, instance string, ttl time.Duration, limit int) (leases []store.Lease, err error) {
 	err = s.access(func() error {
 		s.flush()
-		for i := range s.shards {
+		leases = nil
+		for _, i := range s.searched() {
 			sh := &s.shards[i]
 			if len(leases) == limit {
 				break
@@ -137,9 +142,9 @@ func (s *Store) AcquireShards(_ context.Context, instance string, ttl time.Durat
 			sh.epoch++
 			sh.holder, sh.leaseUntil = instance, s.now().Add(ttl)
 			if s.acquired != nil {
-				s.acquired(int16(i), sh.epoch) //nolint:gosec // few
+				s.acquired(i, sh.epoch)
 			}
-			leases = append(leases, store.Lease{Shard: int16(i), Epoch: sh.epoch, Checkpoint: sh.Checkpoint}) //nolint:gosec // few
+			leases = append(leases, store.Lease{Shard: i, Epoch: sh.epoch, Checkpoint: sh.Checkpoint})
 		}
 		return nil
 	})
@@ -147,6 +152,18 @@ func (s *Store) AcquireShards(_ context.Context, instance string, ttl time.Durat
 		return nil, err
 	}
 	return leases, nil
+}
+
+// searched returns the shards in the order in which one looks for free ones.
+func (s *Store) searched() []int16 {
+	if s.order != nil {
+		return s.order()
+	}
+	all := make([]int16, len(s.shards))
+	for i := range all {
+		all[i] = int16(i) //nolint:gosec // few
+	}
+	return all
 }
 
 // ReleaseShards ends leases.
@@ -277,9 +294,10 @@ func (s *Store) park(shard int16, p *store.Parked) {
 	if !found {
 		rows = slices.Insert(rows, at, parkedRow{Parked: *p})
 		s.parked[shard] = rows
-		rows[at].Body, rows[at].Since = slices.Clone(p.Body), s.now()
+		rows[at].Since = s.now()
 	}
 	r := &rows[at]
+	r.Body = slices.Clone(p.Body)
 	r.Cause, r.State, r.Attempts, r.Error, r.NextTry = p.Cause, p.State, p.Attempts, p.Error, p.NextTry
 	switch {
 	case p.State != store.Prepared:
@@ -399,12 +417,17 @@ func (s *Store) PendingOperations(_ context.Context, shards []int16) (found []st
 	return found, err
 }
 
-// request is an operator's.
-func (s *Store) request(a store.Aggregate, action store.Action) {
+// RequestOperation records an operator's request, if the aggregate has rows that it could concern.
+func (s *Store) RequestOperation(_ context.Context, a store.Aggregate, action store.Action, _, _ string) (*store.Operation, error) {
+	shard := store.ShardOf(a, len(s.shards))
+	if !slices.ContainsFunc(s.parked[shard], func(p parkedRow) bool { return p.Aggregate == a }) &&
+		!slices.ContainsFunc(s.dead[shard], func(d store.DeadLetter) bool { return d.Aggregate == a }) {
+		return nil, store.ErrUnknown
+	}
 	s.flush()
-	s.operations = append(s.operations, store.Operation{
-		ID: int64(len(s.operations) + 1), Shard: store.ShardOf(a, len(s.shards)), Aggregate: a, Action: action,
-	})
+	o := store.Operation{ID: int64(len(s.operations) + 1), Shard: shard, Aggregate: a, Action: action}
+	s.operations = append(s.operations, o)
+	return &o, nil
 }
 
 // Sources returns all sources.
@@ -424,21 +447,7 @@ func (s *Store) ClaimInDoubt(_ context.Context, limit int, lease time.Duration) 
 	err = s.access(func() error {
 		s.flush()
 		claimed = nil
-		seen := map[store.Key]bool{}
-		var due []*parkedRow
-		for shard := range s.parked {
-			for i := range s.parked[shard] {
-				p := &s.parked[shard][i]
-				if p.State != store.Prepared || seen[p.Key] {
-					continue
-				}
-				seen[p.Key] = true // only the first row of a transaction is ever due
-				if !p.checkAt.IsZero() && !p.checkAt.After(s.now()) {
-					due = append(due, p)
-				}
-			}
-		}
-		sort.SliceStable(due, func(i, j int) bool { return due[i].checkAt.Before(due[j].checkAt) })
+		due := s.due()
 		for _, p := range due[:min(limit, len(due))] {
 			p.checkAt = s.now().Add(lease)
 			p.Checks++
@@ -449,6 +458,25 @@ func (s *Store) ClaimInDoubt(_ context.Context, limit int, lease time.Duration) 
 		return nil
 	})
 	return claimed, err
+}
+
+// due returns the rows that stand for transactions to be asked about, longest due first.
+func (s *Store) due() (due []*parkedRow) {
+	seen := map[store.Key]bool{}
+	for shard := range s.parked {
+		for i := range s.parked[shard] {
+			p := &s.parked[shard][i]
+			if p.State != store.Prepared || seen[p.Key] {
+				continue
+			}
+			seen[p.Key] = true // only the first row of a transaction is ever due
+			if !p.checkAt.IsZero() && !p.checkAt.After(s.now()) {
+				due = append(due, p)
+			}
+		}
+	}
+	sort.SliceStable(due, func(i, j int) bool { return due[i].checkAt.Before(due[j].checkAt) })
+	return due
 }
 
 // RecordAnswer puts off what is still undecided.

@@ -23,6 +23,8 @@ type appending struct {
 	began      time.Time
 	stale      []int32
 	won        int
+	stores     []store.Key // that it has won, once it has run
+	decides    []store.Key
 }
 
 // begin starts the statement: from here on its xid holds the horizon.
@@ -33,45 +35,45 @@ func (s *Store) begin(a *store.Append) *appending {
 	return t
 }
 
-// blocked reports whether another statement that began before has rows that this one waits for.
+// blocked reports whether another statement that has run, and not ended, has changed a row that this one wants to change: an
+// insert waits for any row of its key, a decision only for one that it sees and that it would decide.
 func (t *appending) blocked() bool {
 	for _, other := range t.s.inProgress {
-		if other == t {
-			return false
+		if other == t || other.won == 0 {
+			continue
 		}
-		for _, mine := range [][]store.Row{t.a.Prepares, t.a.Decisions} {
-			for i := range mine {
-				if other.writes(mine[i].Key) {
-					return true
-				}
+		for i := range t.a.Prepares {
+			if k := t.a.Prepares[i].Key; slices.Contains(other.stores, k) || slices.Contains(other.decides, k) {
+				return true
+			}
+		}
+		for i := range t.a.Decisions {
+			if r := &t.a.Decisions[i]; slices.Contains(other.decides, r.Key) && t.s.decides(r, t.snapshot) {
+				return true
 			}
 		}
 	}
 	return false
 }
 
-func (t *appending) writes(k store.Key) bool {
-	of := func(r store.Row) bool { return r.Key == k }
-	return slices.ContainsFunc(t.a.Prepares, of) || slices.ContainsFunc(t.a.Decisions, of)
-}
-
 // run decides who wins, under the row locks.
 func (t *appending) run() {
-	t.stale, t.won = nil, 0
 	for i, r := range t.a.Prepares {
 		if t.s.tx[r.Key] != nil {
 			t.stale = append(t.stale, int32(i+1)) //nolint:gosec // few
 		} else {
-			t.won++
+			t.stores = append(t.stores, r.Key)
 		}
 	}
 	for i := range t.a.Decisions {
 		if t.s.decides(&t.a.Decisions[i], t.snapshot) {
-			t.won++
+			t.decides = append(t.decides, t.a.Decisions[i].Key)
 		} else {
 			t.stale = append(t.stale, int32(-i-1)) //nolint:gosec // few
 		}
 	}
+	t.won = len(t.stores) + len(t.decides)
+	t.s.pages[t.generation] = t.s.pages[t.generation] || t.won > 0
 }
 
 // decides reports whether a decision wins: the row is in its snapshot, undecided now, and of these shards.
@@ -168,19 +170,21 @@ func (s *Store) horizon() uint64 {
 type reader struct {
 	s               *Store
 	server, crashes int
+	open            bool
 }
 
 // OpenReader connects.
 func (s *Store) OpenReader(context.Context) (relay.Reader, error) {
-	return &reader{s: s, server: s.server, crashes: s.crashes}, nil
+	return &reader{s: s, server: s.server, crashes: s.crashes, open: true}, nil
 }
 
-// connected tells once that the connection broke, and once that it leads elsewhere.
+// connected tells once that the connection broke, then connects again, and tells once if that leads elsewhere.
 func (r *reader) connected() error {
-	if r.crashes != r.s.crashes {
-		r.crashes = r.s.crashes
+	if r.open && r.crashes != r.s.crashes {
+		r.open = false
 		return fmt.Errorf("reading the log: %w", store.ErrUnavailable)
 	}
+	r.open, r.crashes = true, r.s.crashes
 	if r.server != r.s.server {
 		r.server = r.s.server
 		return store.ErrStoreChanged
@@ -263,10 +267,25 @@ func (s *Store) crash(takenBack int) {
 	s.flush()
 }
 
-// rotate closes the open generation.
-func (s *Store) rotate() {
-	s.closed[s.generation] = s.now()
-	s.generation++
+// ringSize is how many generations the log has.
+const ringSize = 8
+
+// maintain is a pass over the ring: it empties what nobody needs once that is older than retention, or when the ring needs
+// it, and closes the open generation when it is old enough, or full. It hands over what it removed.
+func (s *Store) maintain(full bool, retention time.Duration) (gone []segment, rotated bool) {
+	due := s.pages[s.generation] && (full || s.now().Sub(s.opened) >= retention/6)
+	next := s.generation + 1 - ringSize // what has the place that is wanted next
+	for generation := max(0, next); generation < s.generation; generation++ {
+		if at, used := s.closed[generation]; used && (s.now().Sub(at) >= retention || due && generation == next) {
+			gone = append(gone, s.truncate(generation)...)
+		}
+	}
+	if _, used := s.closed[next]; due && !used {
+		s.closed[s.generation], s.opened = s.now(), s.now()
+		s.generation++
+		rotated = true
+	}
+	return gone, rotated
 }
 
 // needed reports whether the holder of a shard may still read a segment.
@@ -275,44 +294,40 @@ func (s *Store) needed(g *segment) bool {
 	return g.Position.Compare(sh.Position) > 0 || g.XID >= sh.Oldest && (len(sh.Pend) > 0 || sh.Oldest < sh.Position.XID)
 }
 
-// truncate empties closed generations that nobody needs, and hands their segments over.
-func (s *Store) truncate() (gone []segment) {
-	for generation := 0; generation < s.generation; generation++ {
-		at, isClosed := s.closed[generation]
-		if !isClosed || s.now().Sub(at) < 2*statementTimeout {
-			continue
-		}
-		needed := false
-		for shard := range s.log {
-			last := -1
-			for i := range s.log[shard] {
-				if s.log[shard][i].generation == generation {
-					last = i
-				}
+// truncate empties a closed generation, if nobody needs it and nobody can still write to it.
+func (s *Store) truncate(generation int) (gone []segment) {
+	if s.now().Sub(s.closed[generation]) < 2*statementTimeout {
+		return nil
+	}
+	for shard := range s.log {
+		last := -1
+		for i := range s.log[shard] {
+			if s.log[shard][i].generation == generation {
+				last = i
 			}
-			needed = needed || last >= 0 && s.needed(&s.log[shard][last])
 		}
-		if needed && s.broken != "retention" {
-			continue
+		if last >= 0 && s.needed(&s.log[shard][last]) && s.broken != "retention" {
+			return nil
 		}
-		delete(s.closed, generation)
-		for shard := range s.log {
-			kept := s.log[shard][:0:0]
-			for _, g := range s.log[shard] {
-				if g.generation == generation {
-					gone = append(gone, g)
-				} else {
-					kept = append(kept, g)
-				}
+	}
+	delete(s.closed, generation)
+	delete(s.pages, generation)
+	for shard := range s.log {
+		kept := s.log[shard][:0:0]
+		for _, g := range s.log[shard] {
+			if g.generation == generation {
+				gone = append(gone, g)
+			} else {
+				kept = append(kept, g)
 			}
-			s.log[shard] = kept
 		}
+		s.log[shard] = kept
 	}
 	return gone
 }
 
 // purge deletes rows of tx that are past retention and that nothing refers to.
-func (s *Store) purge(retention, resolutionRetention time.Duration) {
+func (s *Store) purge(retention, resolutionRetention time.Duration) (purged int) {
 	for k, row := range s.tx {
 		if row.State == store.Prepared || row.decidedAt.After(s.now().Add(-retention)) ||
 			!row.resolvedAt.IsZero() && !row.resolvedAt.Before(s.now().Add(-resolutionRetention)) || s.refersTo(row) {
@@ -320,7 +335,9 @@ func (s *Store) purge(retention, resolutionRetention time.Duration) {
 		}
 		delete(s.tx, k)
 		delete(s.resolutions, k)
+		purged++
 	}
+	return purged
 }
 
 func (s *Store) refersTo(row *txRow) bool {
