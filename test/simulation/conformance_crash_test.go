@@ -18,6 +18,7 @@ import (
 // simulator may have after a crash: of the steps since the last flush the last ones are missing, or none. The last time the
 // server comes back on another timeline.
 func TestStoreConformsAfterCrashes(t *testing.T) {
+	t.Parallel()
 	const shards = 2
 	cluster := storetest.NewCluster(t, storetest.WithSettings(map[string]string{"autovacuum": "off"}))
 	db := cluster.New(t, storetest.WithShards(shards))

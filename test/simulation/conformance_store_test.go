@@ -8,8 +8,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,6 +22,7 @@ import (
 // TestStoreConforms runs scripts of operations against the store of the simulator and against the real one on PostgreSQL, and
 // compares every answer, and after each operation everything that is stored.
 func TestStoreConforms(t *testing.T) {
+	t.Parallel()
 	const servers, maxBatch, shards = 2, 4, 4
 	// Nothing survives the test, so nothing has to reach the disk; and nobody else is to hold the horizon.
 	cluster := storetest.NewCluster(t, storetest.WithSettings(map[string]string{"fsync": "off", "autovacuum": "off"}))
@@ -35,7 +36,7 @@ func TestStoreConforms(t *testing.T) {
 		t.Fatal(sources, err)
 	}
 	reached := map[string]int{}
-	checkSome(t, 40, 60, func(rt *rapid.T) {
+	compareScripts(t, func(rt *rapid.T) {
 		real.empty()
 		now := time.Now().Truncate(time.Millisecond)
 		c := &comparison{
@@ -59,21 +60,28 @@ func TestStoreConforms(t *testing.T) {
 	}
 }
 
-// checkSome is rapid.Check with another number of scripts, and of steps in each, unless flags say how many.
-func checkSome(t *testing.T, scripts, steps int, script func(*rapid.T)) {
+// compareScripts is rapid.Check with other numbers of scripts and of steps in each, unless flags say how many. It is for tests
+// that run in parallel, after all that do not.
+func compareScripts(t *testing.T, script func(*rapid.T)) {
 	t.Helper()
-	for name, n := range map[string]int{"rapid.checks": scripts, "rapid.steps": steps} {
+	if err := fewLongScripts(); err != nil {
+		t.Fatal(err)
+	}
+	rapid.Check(t, script)
+}
+
+var fewLongScripts = sync.OnceValue(func() error {
+	for name, n := range map[string]string{"rapid.checks": "40", "rapid.steps": "60"} {
 		f := flag.Lookup(name)
 		if f.Value.String() != f.DefValue {
 			continue
 		}
-		defer f.Value.Set(f.DefValue) //nolint:errcheck // it had that value
-		if err := f.Value.Set(strconv.Itoa(n)); err != nil {
-			t.Fatal(err)
+		if err := f.Value.Set(n); err != nil {
+			return err
 		}
 	}
-	rapid.Check(t, script)
-}
+	return nil
+})
 
 // comparison is one script. What an operation does is drawn first, then it is run on both sides.
 type comparison struct {
