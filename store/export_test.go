@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -44,4 +45,22 @@ func (w *Writer) Held() int {
 		}
 	}
 	return n
+}
+
+// Suspicious reports whether the next Read looks for foreign transactions.
+func (r *Reader) Suspicious() bool { return r.horizon.suspicious(time.Now()) }
+
+// TruncationPaused reports whether the last attempt to empty a generation found it locked.
+func (s *Store) TruncationPaused() bool { return !s.maintenance.truncateAfter.IsZero() }
+
+// AppendTogether stores requests in one statement, whatever they are.
+func AppendTogether(ctx context.Context, s *Store, requests ...*Request) error {
+	w := NewWriter(s, WriterConfig{})
+	for _, r := range requests {
+		r.enc.encode(r, s.shardCount, w.cfg.MaxWait, w.now())
+		defer r.enc.release()
+	}
+	a := newAppender(w)
+	defer a.disconnect(ctx)
+	return a.attempt(ctx, requests)
 }

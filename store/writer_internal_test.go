@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -510,5 +511,92 @@ func TestClasses(t *testing.T) {
 	}
 	if err := storeError("reading", errors.New("odd")); err == nil || err.Error() != "reading: odd" {
 		t.Errorf("error %v", err)
+	}
+}
+
+// The timer of riding decisions goes off while a prepare takes them along: nothing is left to be let go.
+func TestATimerThatComesTooLateLetsNothingGo(t *testing.T) {
+	t.Parallel()
+	var q queue
+	q.init(WriterConfig{}.withDefaults())
+	q.ride.end()
+	if q.ride.over || q.ride.armed {
+		t.Errorf("%+v", &q.ride)
+	}
+}
+
+// What one large batch has blown up is not kept.
+func TestALargeBatchIsForgotten(t *testing.T) {
+	t.Parallel()
+	var b batch
+	big := smallEvent("1")
+	big.Payload = make([]byte, keptBodies)
+	for _, e := range []Event{big, smallEvent("1")} {
+		r := encoded(&Request{Kind: KindPublish, Key: key(1), Events: []Event{e}}, 1)
+		b.build([]*Request{r})
+		before := cap(b.params[11].b)
+		b.forget()
+		if after := cap(b.params[11].b); after > keptBodies || before <= keptBodies && after != before {
+			t.Errorf("%d bytes became %d", before, after)
+		}
+		r.enc.release()
+	}
+}
+
+// A segment that is cut short anywhere is refused, or shows only records that are there whole.
+func TestPrefixesOfASegment(t *testing.T) {
+	t.Parallel()
+	var b batch
+	d := &DatabaseTransaction{Database: "default", XID: 1 << 40, SystemIdentifier: 1 << 62, Timeline: 3, DatabaseOID: 1 << 20, MarkerOID: 1 << 30, Mode: ModeMarker}
+	e := smallEvent("1")
+	e.ID, e.OccurredAt, e.Headers = [16]byte{1}, 1<<60, []Header{{Name: "n", Value: []byte("v")}}
+	requests := []*Request{
+		encoded(&Request{Kind: KindPrepare, Key: key(1), Database: d, Events: []Event{e, e}}, 1),
+		encoded(&Request{Kind: KindPublish, Key: key(2), Events: []Event{e}}, 1),
+		encoded(&Request{Kind: KindCommit, Key: key(3), Shards: 1}, 1),
+	}
+	b.build(requests)
+	whole := bodiesOf(t, &b)[0]
+	var records []Record
+	if err := whole.Records(func(r *Record) bool { records = append(records, *r); return true }); err != nil || len(records) != 4 {
+		t.Fatalf("%d records, %v", len(records), err)
+	}
+	for n := range len(whole.Body) {
+		s := Segment{Body: whole.Body[:n]}
+		seen := 0
+		err := s.Records(func(r *Record) bool {
+			if !reflect.DeepEqual(*r, records[seen]) {
+				t.Fatalf("%d bytes: record %d is %+v", n, seen, *r)
+			}
+			seen++
+			return true
+		})
+		if seen == len(records) || err == nil && seen == 0 && n != 1 { // the format alone is an empty segment
+			t.Fatalf("%d bytes: %d records, %v", n, seen, err)
+		}
+	}
+}
+
+func TestUsableServers(t *testing.T) {
+	t.Parallel()
+	good := server{version: oldestServer, fsync: "on", synchronousCommit: "on"}
+	for name, c := range map[string]struct {
+		change func(*server)
+		unsafe bool
+		says   string
+	}{
+		"good":                     {func(*server) {}, false, ""},
+		"too old":                  {func(s *server) { s.version = 130014 }, true, "13.14"},
+		"a standby":                {func(s *server) { s.standby = true }, true, "standby"},
+		"fsync=off":                {func(s *server) { s.fsync = "off" }, false, "fsync"},
+		"synchronous_commit=off":   {func(s *server) { s.synchronousCommit = "off" }, false, "synchronous_commit"},
+		"both, and that is wanted": {func(s *server) { s.fsync, s.synchronousCommit = "off", "off" }, true, ""},
+	} {
+		s := good
+		c.change(&s)
+		switch err := s.usable(c.unsafe); {
+		case c.says == "" && err != nil, c.says != "" && (err == nil || !strings.Contains(err.Error(), c.says)):
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
