@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
@@ -40,8 +39,8 @@ type Reader struct {
 //
 // $1–$3 cursors: shard, xid, seq. $4 limit per shard. $5 xids of foreign transactions, which never write the log: they do
 // not hold the horizon. $6–$8 generations: only IN with separate parameters makes the executor leave the other partitions
-// alone (with = ANY it probes all of them). Generations in use that are not among them make Read ask again, so that
-// nothing in a generation just opened is passed over.
+// alone (with = ANY it probes all of them). Generations in use that are not among them make Read ask again, all of them then, so
+// that nothing in a generation just opened is passed over.
 //
 // A row is visible only once its transaction has committed, and every transaction below the horizon has ended in this
 // snapshot: no row can appear later before one that is returned.
@@ -101,14 +100,12 @@ func (r *Reader) Read(ctx context.Context, cursors []Cursor, limit int) ([]Segme
 	r.setCursors(cursors, limit)
 	segments, complete, err := r.readOnce(ctx, len(cursors))
 	if err == nil && !complete {
-		// A generation was opened since the last read. What was returned may lack its segments: read again with it.
-		segments, complete, err = r.readOnce(ctx, len(cursors))
+		// A generation was opened since the last read. What was returned may lack its segments: read again, whatever is in use.
+		r.generations = r.generations[:0]
+		segments, _, err = r.readOnce(ctx, len(cursors))
 	}
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, r.failed(ctx, "reading the log", err)
-	case !complete:
-		return nil, fmt.Errorf("%w: the generations of the log changed twice while it was read", ErrContention)
 	}
 	return segments, nil
 }
