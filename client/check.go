@@ -84,25 +84,27 @@ func (c *Client) RegisterDatabase(name string, db Database) error {
 	if name == "" {
 		name = DefaultDatabase
 	}
-	c.mu.Lock()
-	if c.closed {
-		c.mu.Unlock()
-		return errClosed
-	}
-	if _, again := c.databases[name]; again {
-		c.mu.Unlock()
-		return fmt.Errorf("client: database %q is registered already", name)
-	}
-	c.databases[name] = db
-	c.wg.Go(func() { c.keepRunning(name, db) })
-	c.mu.Unlock()
-
-	if err := c.start(); err != nil {
+	if err := c.addDatabase(name, db); err != nil {
 		return err
 	}
 	for _, s := range c.sessions {
 		s.renew() // Hello names the databases
 	}
+	return nil
+}
+
+func (c *Client) addDatabase(name string, db Database) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return errClosed
+	}
+	if _, again := c.databases[name]; again {
+		return fmt.Errorf("client: database %q is registered already", name)
+	}
+	c.databases[name] = db
+	c.wg.Go(func() { c.keepRunning(name, db) })
+	c.startLocked()
 	return nil
 }
 

@@ -83,14 +83,19 @@ func (c *Client) start() *Error {
 	if c.closed {
 		return errClosed
 	}
+	c.startLocked()
+	return nil
+}
+
+// startLocked is start for who holds the lock and knows that the client is not closed.
+func (c *Client) startLocked() {
 	if c.started {
-		return nil
+		return
 	}
 	c.started = true
 	for _, s := range c.sessions {
 		c.wg.Go(func() { s.run(c.life) })
 	}
-	return nil
 }
 
 // Close ends upkeep, waits up to Config.CloseTimeout for decisions that are not acknowledged, and closes all connections.

@@ -19,7 +19,8 @@ type between struct {
 	sourcedb.Queryer
 	before []func() error // before the first, second, … statement; an error is the statement's
 	asked  int
-	forget bool // pg_xact_status says NULL
+	from   string // what of the statements is to be another thing, and which
+	to     string
 }
 
 func (b *between) act() error {
@@ -34,17 +35,21 @@ func (b *between) Query(ctx context.Context, sql string, args ...any) (sourcedb.
 	if err := b.act(); err != nil {
 		return nil, err
 	}
-	return b.Queryer.Query(ctx, sql, args...)
+	return b.Queryer.Query(ctx, b.changed(sql), args...)
 }
 
 func (b *between) QueryRow(ctx context.Context, sql string, args ...any) sourcedb.Row {
 	if err := b.act(); err != nil {
 		return failed{err}
 	}
-	if b.forget {
-		sql = strings.Replace(sql, "pg_xact_status($1::text::xid8)", "nullif($1::text, $1::text)", 1)
+	return b.Queryer.QueryRow(ctx, b.changed(sql), args...)
+}
+
+func (b *between) changed(sql string) string {
+	if b.from == "" {
+		return sql
 	}
-	return b.Queryer.QueryRow(ctx, sql, args...)
+	return strings.Replace(sql, b.from, b.to, 1)
 }
 
 type failed struct{ err error }
@@ -141,6 +146,21 @@ func TestVerdictRaces(t *testing.T) {
 			r.lost(0)
 			return []func() error{nil, nil, marker(r)}
 		}, client.OutcomeCommitted, "", 3},
+		{"failed over, status is cut", func(r *race) []func() error {
+			r.begin()
+			r.d.Timeline++
+			return []func() error{nil, cut}
+		}, client.OutcomeUnknown, "cut", 2},
+		{"failed over, and runs here", func(r *race) []func() error {
+			r.begin()
+			r.d.Timeline++
+			return nil
+		}, client.OutcomeInProgress, "", 2},
+		{"failed over, and ends here at the last moment", func(r *race) []func() error {
+			r.begin()
+			r.d.Timeline++
+			return []func() error{nil, over(r, "COMMIT")}
+		}, client.OutcomeInProgress, "just now", 2},
 		{"the table is gone", func(r *race) []func() error {
 			r.lost(1000)
 			return []func() error{nil, nil, over(r, "ALTER TABLE outbox_marker RENAME TO elsewhere")}
@@ -165,12 +185,19 @@ func TestVerdictRaces(t *testing.T) {
 	}
 }
 
-func TestForgottenStatus(t *testing.T) {
+// TestOddAnswers: what a database that behaves says never, or no more, decides nothing.
+func TestOddAnswers(t *testing.T) {
 	w := newWorld(t, options{detached: true})
 	r := newRace(t, w)
 	r.begin()
-	q := &between{Queryer: pgxoutbox.NewQueryer(w.pool), forget: true}
-	w.says(sourcedb.Verdicts(t.Context(), q, []client.CheckTransaction{{ID: r.id, Database: r.d}})[0], client.OutcomeUnknown, "forgotten")
+	for _, tc := range []struct{ from, to, why string }{
+		{"pg_xact_status($1::text::xid8)", "nullif($1::text, $1::text)", "forgotten"},
+		{"AS p(id, xid)", "AS p(id, xid) WHERE false", "did not answer for it"},
+		{"SELECT p.id", "SELECT 'no id'", "asking the database"},
+	} {
+		q := &between{Queryer: pgxoutbox.NewQueryer(w.pool), from: tc.from, to: tc.to}
+		w.says(sourcedb.Verdicts(t.Context(), q, []client.CheckTransaction{{ID: r.id, Database: r.d}})[0], client.OutcomeUnknown, tc.why)
+	}
 }
 
 // TestFencedTransactions: without a marker the xid decides, on the server and timeline where it was made durable.

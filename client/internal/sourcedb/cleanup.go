@@ -127,20 +127,11 @@ func (d *Database) TidyOnce(ctx context.Context, after uuid.UUID) (next uuid.UUI
 }
 
 func (d *Database) old(ctx context.Context, q Queryer, after uuid.UUID, age time.Duration) ([]uuid.UUID, error) {
-	rows, err := q.Query(ctx, oldSQL, after, firstID(time.Now().Add(-age)), age.Microseconds(), janitorRows)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
+	var id uuid.UUID
 	var ids []uuid.UUID
-	for rows.Next() {
-		var id uuid.UUID
-		if err := rows.Scan(&id); err != nil {
-			return nil, err
-		}
-		ids = append(ids, id)
-	}
-	return ids, rows.Err()
+	rows, err := q.Query(ctx, oldSQL, after, firstID(time.Now().Add(-age)), age.Microseconds(), janitorRows)
+	err = each(rows, err, func() { ids = append(ids, id) }, &id)
+	return ids, err
 }
 
 // firstID is the smallest UUIDv7 of a time.
@@ -183,10 +174,11 @@ func (d *Database) ask(ctx context.Context, ids []uuid.UUID) (done []string, err
 // finished tells whether the marker of an old committed transaction is needed no more.
 func (d *Database) finished(ctx context.Context, id uuid.UUID) (bool, error) {
 	tx, err := d.c.GetTransaction(ctx, id)
-	if client.IsUnknownTransaction(err) {
-		return d.forgotten(id, err), nil
-	}
-	if err != nil {
+	var refused *client.Error
+	switch {
+	case errors.As(err, &refused) && client.IsUnknownTransaction(err):
+		return d.forgotten(id, refused), nil
+	case err != nil:
 		return false, err
 	}
 	switch tx.State {
@@ -202,12 +194,8 @@ func (d *Database) finished(ctx context.Context, id uuid.UUID) (bool, error) {
 }
 
 // forgotten tells whether the platform does not know the transaction because it is past retention. A younger one was lost.
-func (d *Database) forgotten(id uuid.UUID, err error) bool {
-	var e *client.Error
-	if !errors.As(err, &e) {
-		return false
-	}
-	horizon, parseErr := time.Parse(time.RFC3339Nano, e.Metadata["retention_horizon"])
+func (d *Database) forgotten(id uuid.UUID, err *client.Error) bool {
+	horizon, parseErr := time.Parse(time.RFC3339Nano, err.Metadata["retention_horizon"])
 	made := client.IDTime(id)
 	if parseErr == nil && !made.IsZero() && made.Before(horizon) {
 		return true

@@ -54,13 +54,21 @@ type Database struct {
 
 var _ client.Database = (*Database)(nil)
 
-// Register registers a database with the client.
-func Register(c *client.Client, name string, pool Pool, u client.Upkeep) (*Database, error) {
+// New returns a database that nobody looks after yet.
+func New(c *client.Client, name string, pool Pool, u client.Upkeep) (*Database, error) {
 	u, err := withDefaults(u)
 	if err != nil {
 		return nil, err
 	}
-	d := &Database{c: c, name: cmp.Or(name, client.DefaultDatabase), pool: pool, upkeep: u, wake: make(chan struct{}, 1)}
+	return &Database{c: c, name: cmp.Or(name, client.DefaultDatabase), pool: pool, upkeep: u, wake: make(chan struct{}, 1)}, nil
+}
+
+// Register registers a database with the client.
+func Register(c *client.Client, name string, pool Pool, u client.Upkeep) (*Database, error) {
+	d, err := New(c, name, pool, u)
+	if err != nil {
+		return nil, err
+	}
 	return d, c.RegisterDatabase(d.name, d)
 }
 

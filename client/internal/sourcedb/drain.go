@@ -142,20 +142,13 @@ func firstFailure(first error, r *spilledRow) error {
 }
 
 func (d *Database) readSpilled(ctx context.Context, q Queryer) ([]*spilledRow, error) {
-	rows, err := q.Query(ctx, drainSQL, drainRows, drainBytes, d.upkeep.SpillRetention.Microseconds())
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
+	var r spilledRow
 	var out []*spilledRow
-	for rows.Next() {
-		r := &spilledRow{done: make(chan struct{})}
-		if err := rows.Scan(&r.id, &r.request, &r.tooOld); err != nil {
-			return nil, err
-		}
-		out = append(out, r)
-	}
-	return out, rows.Err()
+	rows, err := q.Query(ctx, drainSQL, drainRows, drainBytes, d.upkeep.SpillRetention.Microseconds())
+	err = each(rows, err, func() {
+		out = append(out, &spilledRow{id: r.id, request: r.request, tooOld: r.tooOld, done: make(chan struct{})})
+	}, &r.id, &r.request, &r.tooOld)
+	return out, err
 }
 
 // order makes every request wait for the earlier ones of its aggregates.

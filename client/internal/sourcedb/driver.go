@@ -13,6 +13,24 @@ type Rows interface {
 	Close()
 }
 
+// each reads the rows of a query into dest, one after the other, and calls row for each.
+func each(rows Rows, err error, row func(), dest ...any) error {
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := rows.Scan(dest...); err != nil {
+			return err
+		}
+		row()
+	}
+	return rows.Err()
+}
+
+// timelineSQL is the timeline of a primary as a number: the first part of the name of its WAL file.
+const timelineSQL = `('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint`
+
 // Queryer runs statements: in one transaction, or each in its own.
 type Queryer interface {
 	Exec(ctx context.Context, sql string, args ...any) (affected int64, err error)

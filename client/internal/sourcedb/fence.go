@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -20,7 +19,7 @@ const fenceSQL = `
 SELECT x.xid::text::bigint,
        pg_postmaster_start_time(),
        current_database()::text,
-       substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8),
+       ` + timelineSQL + `,
        current_setting('synchronous_commit'),
        (SELECT count(*) FROM pg_locks l
         WHERE l.pid = pg_backend_pid() AND l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted AND f.at IS NOT NULL) = 1
@@ -31,11 +30,10 @@ FROM   (SELECT pg_current_xact_id() AS xid OFFSET 0) x,
 // raiseFence makes the id of a transaction durable and reads what ties it to the server.
 func raiseFence(ctx context.Context, q Queryer, database string, known *identities) (*mark, error) {
 	var (
-		m        mark
-		xid      int64
-		timeline string
-		at       incarnation
-		started  time.Time
+		m             mark
+		xid, timeline int64
+		at            incarnation
+		started       time.Time
 	)
 	err := q.QueryRow(ctx, fenceSQL).Scan(&xid, &started, &at.database, &timeline, &m.sync, &m.topLevel)
 	var pg *pgconn.PgError
@@ -50,10 +48,6 @@ func raiseFence(ctx context.Context, q Queryer, database string, known *identiti
 	if err != nil {
 		return nil, err
 	}
-	tl, err := strconv.ParseUint(timeline, 16, 32)
-	if err != nil {
-		return nil, fmt.Errorf("outbox: reading the timeline: %w", err)
-	}
 	switch {
 	case m.sync == "off":
 		return nil, client.ErrAsyncCommit
@@ -61,7 +55,7 @@ func raiseFence(ctx context.Context, q Queryer, database string, known *identiti
 		return nil, client.ErrSavepoint
 	}
 	m.tx = client.DatabaseTransaction{
-		Database: database, XID: uint64(xid), SystemIdentifier: uint64(who.system), Timeline: uint32(tl),
+		Database: database, XID: uint64(xid), SystemIdentifier: uint64(who.system), Timeline: uint32(timeline),
 		DatabaseOID: uint32(who.oid), Mode: client.ModeXIDFenced,
 	}
 	return &m, nil

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -23,7 +22,7 @@ INSERT INTO outbox_marker (id, created_at) VALUES ($1, clock_timestamp())
 RETURNING pg_current_xact_id()::text::bigint,
           pg_postmaster_start_time(),
           current_database()::text,
-          substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8),
+          ` + timelineSQL + `,
           'outbox_marker'::regclass::oid::bigint,
           current_setting('synchronous_commit'),
           current_setting('transaction_isolation'),
@@ -60,11 +59,10 @@ func (m *mark) fresh() bool {
 
 func writeMark(ctx context.Context, q Queryer, id uuid.UUID, database string, known *identities) (*mark, error) {
 	var (
-		m                mark
-		xid, markerTable int64
-		timeline         string
-		at               incarnation
-		started          time.Time
+		m                          mark
+		xid, timeline, markerTable int64
+		at                         incarnation
+		started                    time.Time
 	)
 	err := q.QueryRow(ctx, markSQL, id).Scan(&xid, &started, &at.database, &timeline, &markerTable, &m.sync, &m.isolation, &m.topLevel, &m.mustSpill)
 	if err != nil {
@@ -75,10 +73,6 @@ func writeMark(ctx context.Context, q Queryer, id uuid.UUID, database string, kn
 	if err != nil {
 		return nil, err
 	}
-	tl, err := strconv.ParseUint(timeline, 16, 32)
-	if err != nil {
-		return nil, fmt.Errorf("outbox: reading the timeline: %w", err)
-	}
 	switch {
 	case m.sync == "off":
 		return nil, client.ErrAsyncCommit
@@ -86,7 +80,7 @@ func writeMark(ctx context.Context, q Queryer, id uuid.UUID, database string, kn
 		return nil, client.ErrSavepoint
 	}
 	m.tx = client.DatabaseTransaction{
-		Database: database, XID: uint64(xid), SystemIdentifier: uint64(who.system), Timeline: uint32(tl),
+		Database: database, XID: uint64(xid), SystemIdentifier: uint64(who.system), Timeline: uint32(timeline),
 		DatabaseOID: uint32(who.oid), MarkerOID: uint32(markerTable), Mode: client.ModeMarker,
 	}
 	return &m, nil

@@ -139,3 +139,35 @@ func TestBoundedMemory(t *testing.T) {
 		t.Errorf("%d are remembered", len(d.acked))
 	}
 }
+
+// TestNobodyIsAskedAboutMarkersWhileThePlatformIsAway: the janitor does not even look for them.
+func TestNobodyIsAskedAboutMarkersWhileThePlatformIsAway(t *testing.T) {
+	c, err := client.New(client.Config{Target: "127.0.0.1:1", Source: "orders", Plaintext: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.AbortLater(client.NewID(), nil, nil) // so that it tries to connect
+	for link, changed := c.Link(); link != client.LinkDown; link, changed = c.Link() {
+		<-changed
+	}
+	d := &Database{c: c} // without a pool
+	if err := d.tidyAll(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAPanicAfterCommitIsAnAlarm: and reaches nobody else.
+func TestAPanicAfterCommitIsAnAlarm(t *testing.T) {
+	var alarms []client.Alarm
+	c, err := client.New(client.Config{Target: "127.0.0.1:1", Source: "orders", Plaintext: true, OnAlarm: func(a client.Alarm) { alarms = append(alarms, a) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	a := NewAttempt(c, Options{})
+	a.quietly(func() { panic("broken") }) //nolint:forbidigo // on purpose
+	if len(alarms) != 1 || alarms[0].Kind != client.AlarmBug || alarms[0].TransactionID != a.ID().String() {
+		t.Errorf("alarms %+v", alarms)
+	}
+}

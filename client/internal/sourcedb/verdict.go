@@ -23,13 +23,13 @@ const verdictSQL = `
 SELECT p.id,
        pg_is_in_recovery(),
        (SELECT system_identifier FROM pg_control_system()),
-       CASE WHEN pg_is_in_recovery() THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END,
+       CASE WHEN pg_is_in_recovery() THEN 0 ELSE ` + timelineSQL + ` END,
        (SELECT oid::bigint FROM pg_database WHERE datname = current_database()),
        'outbox_marker'::regclass::oid::bigint,
        row_security_active('outbox_marker'),
        EXISTS (SELECT 1 FROM outbox_marker m WHERE m.id = p.id),
        pg_visible_in_snapshot(p.xid, pg_current_snapshot()),
-       CASE WHEN pg_visible_in_snapshot(p.xid, pg_current_snapshot()) THEN pg_xact_status(p.xid) END,
+       coalesce(CASE WHEN pg_visible_in_snapshot(p.xid, pg_current_snapshot()) THEN pg_xact_status(p.xid) END, ''),
        pg_current_snapshot()::text
 FROM   unnest($1::text[]::uuid[], $2::text[]::xid8[]) AS p(id, xid)`
 
@@ -38,11 +38,11 @@ const fencedSQL = `
 SELECT p.id,
        pg_is_in_recovery(),
        (SELECT system_identifier FROM pg_control_system()),
-       CASE WHEN pg_is_in_recovery() THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END,
+       CASE WHEN pg_is_in_recovery() THEN 0 ELSE ` + timelineSQL + ` END,
        (SELECT oid::bigint FROM pg_database WHERE datname = current_database()),
        0::bigint, false, false,
        pg_visible_in_snapshot(p.xid, pg_current_snapshot()),
-       CASE WHEN pg_visible_in_snapshot(p.xid, pg_current_snapshot()) THEN pg_xact_status(p.xid) END,
+       coalesce(CASE WHEN pg_visible_in_snapshot(p.xid, pg_current_snapshot()) THEN pg_xact_status(p.xid) END, ''),
        pg_current_snapshot()::text
 FROM   unnest($1::text[]::uuid[], $2::text[]::xid8[]) AS p(id, xid)`
 
@@ -56,7 +56,7 @@ const maxVerdicts = 1000
 type sighting struct {
 	standby  bool
 	sysid    uint64
-	timeline uint32
+	timeline uint32 // 0: of a standby
 	dbOID    uint32
 	marker   uint32
 	rls      bool
@@ -114,37 +114,19 @@ func look(ctx context.Context, q Queryer, transactions []client.CheckTransaction
 		ids = append(ids, t.ID.String())
 		xids = append(xids, strconv.FormatUint(t.Database.XID, 10))
 	}
-	rows, err := q.Query(ctx, sqlOf(transactions[0]), ids, xids)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
+	var (
+		id                             uuid.UUID
+		s                              sighting
+		sysid, dbOID, marker, timeline int64
+		status                         string
+	)
 	seen := make(map[uuid.UUID]sighting, len(transactions))
-	for rows.Next() {
-		var (
-			id                   uuid.UUID
-			s                    sighting
-			sysid, dbOID, marker int64
-			timeline, status     *string
-		)
-		err := rows.Scan(&id, &s.standby, &sysid, &timeline, &dbOID, &marker, &s.rls, &s.marked, &s.ended, &status, &s.snapshot)
-		if err != nil {
-			return nil, err
-		}
-		s.sysid, s.dbOID, s.marker = uint64(sysid), uint32(dbOID), uint32(marker)
-		if timeline != nil {
-			tl, err := strconv.ParseUint(*timeline, 16, 32)
-			if err != nil {
-				return nil, fmt.Errorf("reading the timeline: %w", err)
-			}
-			s.timeline = uint32(tl)
-		}
-		if status != nil {
-			s.status = *status
-		}
+	rows, err := q.Query(ctx, sqlOf(transactions[0]), ids, xids)
+	err = each(rows, err, func() {
+		s.sysid, s.dbOID, s.marker, s.timeline, s.status = uint64(sysid), uint32(dbOID), uint32(marker), uint32(timeline), status
 		seen[id] = s
-	}
-	return seen, rows.Err()
+	}, &id, &s.standby, &sysid, &timeline, &dbOID, &marker, &s.rls, &s.marked, &s.ended, &status, &s.snapshot)
+	return seen, err
 }
 
 // judge applies the rules to one transaction.
