@@ -36,14 +36,14 @@ const verdictSQL = `
 SELECT p.id,
        pg_is_in_recovery(),
        (SELECT system_identifier FROM pg_control_system()),
-       CASE WHEN pg_is_in_recovery() THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END,
+       CASE WHEN pg_is_in_recovery() THEN 0 ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint END,
        (SELECT oid::bigint FROM pg_database WHERE datname = current_database()),
        'outbox_marker'::regclass::oid::bigint,
        row_security_active('outbox_marker'),
        EXISTS (SELECT 1 FROM outbox_marker m WHERE m.id = p.id),
        pg_visible_in_snapshot(p.xid, pg_current_snapshot()),
        p.xid < pg_snapshot_xmax(pg_current_snapshot()),
-       CASE WHEN pg_visible_in_snapshot(p.xid, pg_current_snapshot()) THEN pg_xact_status(p.xid) END,
+       coalesce(CASE WHEN pg_visible_in_snapshot(p.xid, pg_current_snapshot()) THEN pg_xact_status(p.xid) END, ''),
        pg_current_snapshot()::text
 FROM   unnest($1::text[]::uuid[], $2::text[]::xid8[]) AS p(id, xid)`
 
@@ -52,12 +52,12 @@ const fencedSQL = `
 SELECT p.id,
        pg_is_in_recovery(),
        (SELECT system_identifier FROM pg_control_system()),
-       CASE WHEN pg_is_in_recovery() THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END,
+       CASE WHEN pg_is_in_recovery() THEN 0 ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint END,
        (SELECT oid::bigint FROM pg_database WHERE datname = current_database()),
        0::bigint, false, false,
        pg_visible_in_snapshot(p.xid, pg_current_snapshot()),
        p.xid < pg_snapshot_xmax(pg_current_snapshot()),
-       CASE WHEN pg_visible_in_snapshot(p.xid, pg_current_snapshot()) THEN pg_xact_status(p.xid) END,
+       coalesce(CASE WHEN pg_visible_in_snapshot(p.xid, pg_current_snapshot()) THEN pg_xact_status(p.xid) END, ''),
        pg_current_snapshot()::text
 FROM   unnest($1::text[]::uuid[], $2::text[]::xid8[]) AS p(id, xid)`
 
@@ -91,7 +91,7 @@ type finding struct {
 type sighting struct {
 	standby     bool
 	system      uint64
-	timeline    uint32
+	timeline    uint32 // 0: of a standby
 	databaseOID uint32
 	markerOID   uint32
 	rowSecurity bool
@@ -141,36 +141,23 @@ func look(ctx context.Context, q queryer, sql string, transactions []store.Parke
 	for i, t := range transactions {
 		ids[i], xids[i] = t.Key.Transaction.String(), strconv.FormatUint(t.Database.XID, 10)
 	}
-	rows, err := q.Query(ctx, sql, ids, xids)
-	if err != nil {
-		return nil, fmt.Errorf("asking the source database: %w", err)
-	}
-	defer rows.Close()
+	var (
+		id                                       uuid.UUID
+		s                                        sighting
+		system, databaseOID, markerOID, timeline int64
+	)
 	seen := make(map[store.TransactionID]*sighting, len(transactions))
-	for rows.Next() {
-		var (
-			id                            uuid.UUID
-			s                             sighting
-			system, databaseOID, markerID int64
-			timeline, status              *string
-		)
-		if err := rows.Scan(&id, &s.standby, &system, &timeline, &databaseOID, &markerID, &s.rowSecurity, &s.marked, &s.ended, &s.givenOut, &status, &s.snapshot); err != nil {
-			return nil, fmt.Errorf("reading the source database's answer: %w", err)
-		}
-		s.system, s.databaseOID, s.markerOID = uint64(system), uint32(databaseOID), uint32(markerID) //nolint:gosec // the same bits; oids are 32 bits
-		if timeline != nil {
-			n, err := strconv.ParseUint(*timeline, 16, 32)
-			if err != nil {
-				return nil, fmt.Errorf("reading the source database's timeline: %w", err)
-			}
-			s.timeline = uint32(n)
-		}
-		if status != nil {
-			s.status = *status
-		}
-		seen[store.TransactionID(id)] = &s
+	rows, err := q.Query(ctx, sql, ids, xids)
+	if err == nil {
+		into := []any{&id, &s.standby, &system, &timeline, &databaseOID, &markerOID, &s.rowSecurity, &s.marked, &s.ended, &s.givenOut, &s.status, &s.snapshot}
+		_, err = pgx.ForEachRow(rows, into, func() error {
+			one := s
+			one.system, one.timeline, one.databaseOID, one.markerOID = uint64(system), uint32(timeline), uint32(databaseOID), uint32(markerOID) //nolint:gosec // the same bits; oids are 32 bits
+			seen[store.TransactionID(id)] = &one
+			return nil
+		})
 	}
-	if err := rows.Err(); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("asking the source database: %w", err)
 	}
 	return seen, nil
@@ -178,9 +165,6 @@ func look(ctx context.Context, q queryer, sql string, transactions []store.Parke
 
 // judge applies the rules to one transaction.
 func judge(ctx context.Context, q queryer, sql string, t store.Parked, s *sighting) finding {
-	if s == nil {
-		return finding{outcome: unknown, reason: "the database did not answer for it"}
-	}
 	f, ask := rule(t.Database, s)
 	if !ask {
 		return runsHere(ctx, q, t, s, f)
@@ -208,9 +192,7 @@ func judge(ctx context.Context, q queryer, sql string, t store.Parked, s *sighti
 		if err != nil {
 			return found(t.Database, s, unknown, err.Error())
 		}
-		if s = seen[t.Key.Transaction]; s == nil {
-			return finding{outcome: unknown, reason: "the database did not answer for it"}
-		}
+		s = seen[t.Key.Transaction]
 		if f, ask = rule(t.Database, s); !ask {
 			return runsHere(ctx, q, t, s, f)
 		}
@@ -236,8 +218,12 @@ func runsHere(ctx context.Context, q queryer, t store.Parked, s *sighting, f fin
 	return found(t.Database, s, inProgress, "it has ended just now")
 }
 
-// rule decides what one snapshot can decide. ask: only pg_xact_status can tell more.
+// rule decides what one snapshot can decide; s is nil when the transaction was not in the answer. ask: only pg_xact_status can tell
+// more.
 func rule(d *store.DatabaseTransaction, s *sighting) (f finding, ask bool) {
+	if s == nil {
+		return finding{outcome: unknown, reason: "the database did not answer for it"}, false
+	}
 	if fault.Mutant("M1") && s.ended { // the xid decides
 		return found(d, s, map[string]outcome{"committed": committed, "aborted": aborted}[s.status], ""), false
 	}
@@ -336,23 +322,22 @@ func found(d *store.DatabaseTransaction, s *sighting, o outcome, reason string) 
 		strconv.FormatUint(s.system, 10), s.timeline, s.databaseOID, s.markerOID, strconv.FormatUint(d.XID, 10),
 		s.marked, s.ended, s.status, s.snapshot, reason, time.Now().UTC(),
 	})
-	if err != nil { // these types can always be encoded
-		evidence = []byte("{}")
-	}
-	return finding{
-		outcome: o, reason: reason, evidence: string(evidence),
+	f := finding{
+		outcome: o, reason: reason,
 		naiveWrong: o == aborted && s.status == "committed" || o == committed && s.status == "aborted",
 	}
+	if err == nil { // these types can always be encoded
+		f.evidence = string(evidence)
+	}
+	return f
 }
 
-// confirmed adds an operator's word to the evidence of a finding.
+// confirmed adds an operator's word to the evidence of a finding. What is no JSON, which a session may send, is left out.
 func confirmed(evidence, reason string) string {
-	if evidence == "" {
-		evidence = "{}"
+	said := map[string]any{"confirmed": reason}
+	if json.Valid([]byte(evidence)) {
+		said["database"] = json.RawMessage(evidence)
 	}
-	b, err := json.Marshal(map[string]any{"confirmed": reason, "database": json.RawMessage(evidence)})
-	if err != nil { // the evidence is JSON of our own
-		return "{}"
-	}
+	b, _ := json.Marshal(said) // these can always be encoded
 	return string(b)
 }

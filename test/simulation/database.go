@@ -101,13 +101,12 @@ func (d *Database) Query(_ context.Context, _ string, args ...any) (pgx.Rows, er
 			return nil, err
 		}
 		ended := xid < d.nextXID && !d.running[xid]
-		var status *string
-		if s := d.status[xid]; ended && s != "" {
-			status = &s
+		status := ""
+		if ended {
+			status = d.status[xid]
 		}
-		timeline := fmt.Sprintf("%08X", d.timeline)
 		r.all = append(r.all, []any{
-			id, false, int64(7), &timeline, int64(5), int64(6), false, d.markers[store.TransactionID(id)], ended, xid < d.nextXID, status, "snapshot",
+			id, false, int64(7), int64(d.timeline), int64(5), int64(6), false, d.markers[store.TransactionID(id)], ended, xid < d.nextXID, status, "snapshot",
 		})
 	}
 	return r, nil
@@ -174,8 +173,6 @@ func (r *rows) Scan(dest ...any) error {
 			*to = r.now[i].(bool) //nolint:forcetypeassert,errcheck // as Query makes them
 		case *int64:
 			*to = r.now[i].(int64) //nolint:forcetypeassert,errcheck // as Query makes them
-		case **string:
-			*to = r.now[i].(*string) //nolint:forcetypeassert,errcheck // as Query makes them
 		case *string:
 			*to = r.now[i].(string) //nolint:forcetypeassert,errcheck // as Query makes them
 		default:
