@@ -1,0 +1,343 @@
+package relay
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/outbox-platform/outbox/store"
+)
+
+// bench is a relay whose accesses take place when the test says so, by the test's clock.
+type bench struct {
+	*Relay
+	t     *testing.T
+	clock time.Time
+	begun []func() func()
+	log   bytes.Buffer
+	store *partStore
+	sink  *partSink
+}
+
+// partStore is a store of which a test has as much as it needs.
+type partStore struct {
+	Store
+	away   bool
+	reads  []store.Segment
+	rows   []store.Parked
+	states error
+}
+
+var errAway = fmt.Errorf("away: %w", store.ErrUnavailable)
+
+func (p *partStore) OpenReader(context.Context) (Reader, error) {
+	if p.away {
+		return nil, errAway
+	}
+	return p, nil
+}
+
+func (p *partStore) Read(context.Context, []store.Cursor, int) ([]store.Segment, error) {
+	return p.reads, nil
+}
+
+func (p *partStore) ReadAt(context.Context, int16, []store.Position) ([]store.Segment, error) {
+	return nil, nil
+}
+
+func (p *partStore) Horizon() store.Horizon      { return store.Horizon{} }
+func (p *partStore) Close(context.Context) error { return nil }
+
+func (p *partStore) LoadParkedOf(context.Context, int16, store.Aggregate, store.EventPosition, int) ([]store.Parked, error) {
+	if p.away {
+		return nil, errAway
+	}
+	return p.rows, nil
+}
+
+func (p *partStore) States(context.Context, []store.Key) (map[store.Key]store.State, error) {
+	return nil, p.states
+}
+
+// partSink takes everything, and has tails unless they fail.
+type partSink struct {
+	Sink
+	taken int
+	tail  error
+}
+
+func (p *partSink) Deliver(*Delivery) error { p.taken++; return nil }
+
+func (p *partSink) Reports() <-chan *Delivery { return make(chan *Delivery) }
+
+func (p *partSink) Partition(string, []byte) (int32, bool) { return 0, true }
+
+func (p *partSink) Tail(context.Context, map[TopicPartition]int64, func(TopicPartition, int64, []store.Header)) error {
+	return p.tail
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	b := &bench{t: t, clock: time.Unix(1_000_000, 0), store: &partStore{}, sink: &partSink{}}
+	m, err := newMetrics(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Relay = newRelay(Config{Instance: "bench"}.withDefaults(), b.store, b.sink, slog.New(slog.NewTextHandler(&b.log, nil)), m)
+	b.now = func() time.Time { return b.clock }
+	b.after = func(time.Duration) <-chan time.Time {
+		over := make(chan time.Time)
+		close(over)
+		return over
+	}
+	b.spawn = func(work func() func()) { b.begun = append(b.begun, work) }
+	t.Cleanup(b.begin(t.Context()))
+	b.core.sources = map[int32]*store.Source{1: {ID: 1, Name: "shop", RecordProfile: 1}}
+	return b
+}
+
+// access does what was begun, and tells the relay.
+func (b *bench) do() {
+	b.t.Helper()
+	if len(b.begun) == 0 {
+		b.t.Fatal("nothing was begun")
+	}
+	begun := b.begun
+	b.begun = nil
+	for _, work := range begun {
+		b.inProgress--
+		work()()
+	}
+}
+
+// hold gives the relay a shard in a phase.
+func (b *bench) hold(p phase) *shard {
+	s := b.core.acquire(0, 1, store.Checkpoint{})
+	s.phase, s.trustUntil, s.renewAt = p, b.clock.Add(time.Hour), b.clock.Add(time.Hour)
+	return s
+}
+
+func (b *bench) logged(what string) {
+	b.t.Helper()
+	if !strings.Contains(b.log.String(), what) {
+		b.t.Errorf("the log does not say %q:\n%s", what, &b.log)
+	}
+}
+
+// What a fence did is of no interest any more once the shard is given up.
+func TestAFenceThatComesTooLate(t *testing.T) {
+	b := newBench(t)
+	s := b.hold(phaseGone)
+	s.bar = barFence
+	b.fenceTried(t.Context(), s, 0, nil)
+	b.fenceTried(t.Context(), s, 0, errAway)
+	if s.bar != barFence || len(b.begun) != 0 || b.log.Len() != 0 {
+		t.Errorf("bar %v, %d begun: %s", s.bar, len(b.begun), &b.log)
+	}
+}
+
+// tailing is a shard that looks for what the last holder delivered.
+func (b *bench) tailing() *shard {
+	b.t.Helper()
+	s := b.hold(phaseCatchUp)
+	s.offsets[TopicPartition{"t", 0}] = 7
+	b.publish(s, 1)
+	b.startTailRead(s)
+	if s.phase != phaseTail {
+		b.t.Fatalf("phase %v", s.phase)
+	}
+	return s
+}
+
+// publish feeds a shard events of so many aggregates.
+func (b *bench) publish(s *shard, n int) {
+	b.t.Helper()
+	err := b.core.feed(s, store.Position{XID: 10}, n, func(yield func(*store.Record) bool) error {
+		for i := range n {
+			r := store.Record{
+				Number: int32(i), Key: store.Key{Source: 1, Transaction: store.TransactionID{byte(i), byte(i >> 8)}}, State: store.Committed, PreparedAt: 1,
+				Event: store.Event{ID: [16]byte{byte(i), byte(i >> 8)}, Topic: "t", AggregateType: "a", AggregateID: fmt.Sprint(i)},
+			}
+			yield(&r)
+		}
+		return nil
+	}, b.clock)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// Tails that cannot be read keep a shard from starting only as long as the cluster is away: nothing can be delivered then anyway.
+func TestTailsThatCannotBeRead(t *testing.T) {
+	t.Run("another error", func(t *testing.T) {
+		b := newBench(t)
+		s := b.tailing()
+		b.sink.tail = &SinkError{Class: ClassTopic, Code: "UNKNOWN_TOPIC"}
+		b.do()
+		b.logged("may be delivered twice")
+		if s.phase != phaseActive {
+			t.Errorf("phase %v", s.phase)
+		}
+	})
+	t.Run("the cluster comes back", func(t *testing.T) {
+		b := newBench(t)
+		s := b.tailing()
+		b.sink.tail = &SinkError{Class: ClassCluster, Code: "_TRANSPORT"}
+		pause := b.after
+		b.after = func(d time.Duration) <-chan time.Time {
+			b.sink.tail = nil
+			return pause(d)
+		}
+		b.do()
+		if s.phase != phaseActive || strings.Contains(b.log.String(), "twice") {
+			t.Errorf("phase %v: %s", s.phase, &b.log)
+		}
+	})
+	t.Run("the relay stops", func(t *testing.T) {
+		b := newBench(t)
+		s := b.tailing()
+		b.sink.tail = &SinkError{Class: ClassCluster, Code: "_TRANSPORT"}
+		b.after = func(time.Duration) <-chan time.Time { return nil }
+		b.endTakes()
+		b.do()
+		b.logged("_TRANSPORT")
+		if s.phase != phaseActive {
+			t.Errorf("phase %v", s.phase)
+		}
+	})
+	t.Run("the shard is lost meanwhile", func(t *testing.T) {
+		b := newBench(t)
+		s := b.tailing()
+		b.core.forget(s, b.clock)
+		b.do()
+		if s.phase != phaseGone {
+			t.Errorf("phase %v", s.phase)
+		}
+	})
+}
+
+// A checkpoint that cannot be read is an error, whichever part of it.
+func TestAnInheritanceThatCannotBeRead(t *testing.T) {
+	for _, cp := range []store.Checkpoint{{Pend: []byte{9}}, {Offsets: []byte{9}}} {
+		_, err := loadInheritance(t.Context(), nil, nil, store.Lease{Checkpoint: cp})
+		if !errors.Is(err, store.ErrInvalid) || !strings.Contains(err.Error(), "checkpoint") {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+// The store is away when a relay begins to read, and comes back.
+func TestReadingBeginsWhenTheStoreIsBack(t *testing.T) {
+	b := newBench(t)
+	s := b.hold(phaseActive)
+	b.read.limit = 8
+	b.takeHints() // a signal whose hint was taken before
+	b.store.away = true
+	b.startRead(b.clock)
+	b.do()
+	b.logged("reading the log")
+	if b.read.reader != nil || !b.read.failing {
+		t.Fatal("it reads")
+	}
+	b.startRead(b.clock)
+	if len(b.begun) != 0 {
+		t.Error("it does not wait before it tries again")
+	}
+	b.store.away = false
+	b.store.reads = []store.Segment{{Position: store.Position{XID: 3}, Body: []byte{1}}} // without a record
+	b.clock = b.clock.Add(readRetry)
+	b.Hint(store.ShardSet(0).Add(0))
+	b.takeHints()
+	b.startRead(b.clock)
+	b.do()
+	b.logged("reading the log again")
+	if want := min(hintedPause*b.cfg.PollMin, b.cfg.PollMax); b.read.pause != want || s.cursor.XID != 3 {
+		t.Errorf("pause %s after a hint, want %s; read to %s", b.read.pause, want, s.cursor)
+	}
+	// A shard whose hint came too early is looked at again, before all are.
+	b.store.reads = nil
+	b.Hint(store.ShardSet(0).Add(0))
+	b.takeHints()
+	b.read.at = b.clock.Add(time.Hour)
+	b.startRead(b.clock)
+	b.do()
+	if !b.read.late.Has(0) {
+		t.Fatalf("late %v", b.read.late)
+	}
+	next := b.clock.Add(time.Hour)
+	b.read.wake(b.Relay, &next)
+	if !next.Equal(later(b.read.lateAt, b.read.rest)) {
+		t.Errorf("next read at %s, late at %s", next, b.read.lateAt)
+	}
+}
+
+// Rows that cannot be loaded are loaded later.
+func TestRowsThatCannotBeLoaded(t *testing.T) {
+	a := store.Aggregate{Source: 1, Type: "a", ID: "0"}
+	for name, change := range map[string]func(*partStore){
+		"rows": func(p *partStore) { p.away = true },
+		"states": func(p *partStore) {
+			p.states = errAway
+			p.rows = []store.Parked{{Key: store.Key{Source: 1}, Aggregate: a, State: store.Prepared}}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			s := b.hold(phaseActive)
+			agg := b.core.aggregate(s, a)
+			agg.unloaded = 1
+			b.core.advance(agg)
+			change(b.store)
+			b.startLoads(b.clock)
+			b.do()
+			b.logged("loading parked events")
+			if s.busy != idle || !s.loadAt.After(b.clock) {
+				t.Errorf("busy %v, next load at %s", s.busy, s.loadAt)
+			}
+		})
+	}
+}
+
+// Reports are looked at between many deliveries.
+func TestDeliveriesAreBounded(t *testing.T) {
+	b := newBench(t)
+	s := b.hold(phaseCatchUp)
+	b.publish(s, deliverAtOnce+1)
+	b.core.start(s, nil, b.clock)
+	b.core.maxUnacked = deliverAtOnce + 1
+	b.deliver(b.clock)
+	if b.sink.taken != deliverAtOnce || !b.more {
+		t.Errorf("%d delivered, more: %v", b.sink.taken, b.more)
+	}
+	b.deliver(b.clock)
+	if b.sink.taken != deliverAtOnce+1 || b.more {
+		t.Errorf("%d delivered, more: %v", b.sink.taken, b.more)
+	}
+}
+
+// A shard is lost while a step is on its way that sets a head aside: nothing of it is left.
+func TestAHeadSetAsideInAForgottenShard(t *testing.T) {
+	w := newWorld(t)
+	e := w.add(modelAggregates[0], true)
+	e.poison = true
+	w.run() // refused, and parked
+	w.operate(e.agg, store.ActionSkip)
+	w.pass(time.Millisecond)
+	for range 4 {
+		w.load(false)
+		w.pass(time.Millisecond)
+	}
+	w.step(1)
+	if m := w.sh.stepping.moves; len(m) != 1 || m[0].head == nil {
+		t.Fatalf("moves %+v", m)
+	}
+	w.core.forget(w.sh, w.now)
+	if w.core.bytes != 0 || w.core.unacked != 0 || w.core.tally.byStatus != [statusCount]int64{} {
+		t.Errorf("left: %d bytes, %d unacked, %v", w.core.bytes, w.core.unacked, w.core.tally.byStatus)
+	}
+}
