@@ -241,7 +241,7 @@ func TestDeadlineOfUnaryCall(t *testing.T) {
 	late := make(chan *store.Request, 1)
 	w := newMemoryWriter(t)
 	w.answer = func(r *store.Request) { late <- r }
-	r := startWithout(t, w, func(c *Config) { c.DefaultDeadline = 50 * time.Millisecond })
+	r := startWithout(t, w, func(c *Config) { c.DefaultDeadline = time.Second })
 	_, err := r.client.Prepare(t.Context(), newPrepare("orders"))
 	if code := grpcCode(err); code != codes.DeadlineExceeded {
 		t.Fatalf("%v, want DEADLINE_EXCEEDED", err)

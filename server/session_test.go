@@ -484,7 +484,7 @@ func TestAsk(t *testing.T) {
 
 // Sessions are told to move long before their connection is cut.
 func TestSessionIsAskedToMove(t *testing.T) {
-	r := startWithout(t, newMemoryWriter(t), func(c *Config) { c.MaxConnectionAge = 200 * time.Millisecond })
+	r := startWithout(t, newMemoryWriter(t), func(c *Config) { c.MaxConnectionAge = time.Second })
 	s := openSession(t, t.Context(), r.client, hello("orders"))
 	resp, err := s.Recv()
 	if err != nil || resp.GetDrainNotice() == nil {

@@ -119,10 +119,6 @@ func TestNewSource(t *testing.T) {
 	s := w.source("second", w.sourceDatabase(), "")
 	back.on.Store(&instance{source: s})
 	a := s.begin().prepare().commit()
-	began := time.Now()
 	r.SessionBroke("second", "pod", []store.Parked{a.parked()})
-	a.becomes(store.Committed, soon)
-	if took := time.Since(began); took > sourcesAge/2 {
-		t.Errorf("it took %s", took)
-	}
+	a.becomes(store.Committed, soon) // the sources are read again in an hour
 }
