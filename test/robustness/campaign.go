@@ -2,7 +2,11 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,6 +18,7 @@ type campaignCmd struct {
 	Seeds  int           `default:"20" help:"How many seeds at least, from --seed on."`
 	Total  int           `default:"1000000" help:"How many transactions in total."`
 	Limit  time.Duration `default:"12h" help:"End after the seed during which this is over."`
+	Mix    bool          `help:"Every second pair of seeds on Apache Kafka with three nodes, every fifth seed with Kafka transactions."`
 }
 
 // totals are the last line.
@@ -28,30 +33,59 @@ type totals struct {
 	Repeats      int            `json:"repeats"`
 	Takeovers    int            `json:"takeovers"`
 	Resolved     int            `json:"resolved"`
-	Faults       map[string]int `json:"faults"`
-	Points       map[string]int `json:"points"`
-	Never        []string       `json:"never"`
-	Broker       string         `json:"broker"`
-	Revision     string         `json:"revision"`
-	Seconds      float64        `json:"seconds"`
+	// Slowest is the longest that a run took to come to rest, in seconds.
+	Slowest float64        `json:"slowest_settled_seconds"`
+	Faults  map[string]int `json:"faults"`
+	Points  map[string]int `json:"points"`
+	Links   map[string]int `json:"links"`
+	Never   []string       `json:"never"`
+	// Brokers and Transactional count seeds, Revisions too.
+	Brokers       map[string]int `json:"brokers"`
+	Transactional int            `json:"transactional"`
+	Revisions     map[string]int `json:"revisions"`
+	Seconds       float64        `json:"seconds"`
+}
+
+func newTotals() *totals {
+	return &totals{
+		Verdict: "valid", Verdicts: map[string]int{}, Faults: map[string]int{}, Points: map[string]int{}, Links: map[string]int{},
+		Brokers: map[string]int{}, Revisions: map[string]int{},
+	}
 }
 
 // Run does one seed after the other, each in a deployment of its own, until there are enough seeds and transactions.
 func (c *campaignCmd) Run(ctx context.Context) error {
 	begun := time.Now()
-	t := totals{Verdict: "valid", Verdicts: map[string]int{}, Faults: map[string]int{}, Points: map[string]int{}, Revision: revision}
+	t := newTotals()
 	for seed := c.Seed; (t.Seeds < c.Seeds || t.Transactions < c.Total) && time.Since(begun) < c.Limit && ctx.Err() == nil; seed++ {
 		one := c.runCmd
 		one.Seed, one.quiet = seed, true
+		if c.Mix {
+			one.mix()
+		}
 		v, err := one.once(ctx)
 		if err != nil {
 			v.Verdict, v.Why = "unknown", err.Error()
+			if _, err := one.save(&v); err != nil {
+				return err
+			}
 		}
 		t.add(v)
-		say("seed %d: %s, %d transactions, %d repeats, %d takeovers, at rest after %.1f s, %.0f s in all %s", seed, v.Verdict, v.Transactions,
-			v.Summary.Repeats, v.Summary.Takeovers, v.Settled, v.Seconds, strings.SplitN(v.Why, "\n", 2)[0])
+		say("seed %d: %s, %s, %d transactions, %d repeats, %d takeovers, decided after %.1f s, at rest after %.1f s, %.0f s in all %s", seed, v.Verdict, v.Broker, v.Transactions,
+			v.Summary.Repeats, v.Summary.Takeovers, v.Decided, v.Settled, v.Seconds, strings.SplitN(v.Why, "\n", 2)[0])
 	}
-	t.Seconds = time.Since(begun).Seconds()
+	return t.print()
+}
+
+// mix gives a seed its brokers. An even seed's store has a disk that can be full, whatever its brokers.
+func (c *runCmd) mix() {
+	if c.Apache = 0; c.Seed/2%2 == 1 {
+		c.Apache = 3
+	}
+	c.Transactional = c.Seed%5 == 0
+}
+
+func (t *totals) print() error {
 	t.Never = t.never()
 	if err := printLast(t); err != nil {
 		return err
@@ -71,7 +105,13 @@ func (t *totals) add(v verdict) {
 	t.Repeats += v.Summary.Repeats
 	t.Takeovers += v.Summary.Takeovers
 	t.Resolved += v.Summary.Resolved
-	t.Broker = v.Broker
+	t.Slowest = max(t.Slowest, v.Settled)
+	t.Seconds += v.Seconds
+	t.Brokers[v.Broker]++
+	t.Revisions[v.Revision]++
+	if v.Transactional {
+		t.Transactional++
+	}
 	if v.Verdict != "valid" {
 		t.Verdict = v.Verdict
 		what := v.Why
@@ -83,6 +123,8 @@ func (t *totals) add(v verdict) {
 	for name, n := range v.Faults {
 		if point, ok := strings.CutPrefix(name, "point:"); ok {
 			t.Points[point] += n
+		} else if link, ok := strings.CutPrefix(name, "link:"); ok {
+			t.Links[link] += n
 		} else {
 			t.Faults[name] += n
 		}
@@ -91,7 +133,7 @@ func (t *totals) add(v verdict) {
 
 // never names the faults and points that hit nothing.
 func (t *totals) never() []string {
-	var all []string
+	all := []string{}
 	for _, name := range nemesis.Names() {
 		if t.Faults[name] == 0 {
 			all = append(all, name)
@@ -103,4 +145,61 @@ func (t *totals) never() []string {
 		}
 	}
 	return all
+}
+
+type totalsCmd struct {
+	Results []string `arg:"" type:"existingdir" help:"Directories in which runs have left their results."`
+	Table   bool     `help:"As tables for a person."`
+}
+
+// Run sums what runs have left. Each results.json counts, so that a run that was not valid is not forgotten.
+func (c *totalsCmd) Run() error {
+	t := newTotals()
+	for _, dir := range c.Results {
+		files, err := filepath.Glob(filepath.Join(dir, "*", "results.json"))
+		if err != nil {
+			return err
+		}
+		for _, file := range files {
+			content, err := os.ReadFile(file)
+			if err != nil {
+				return err
+			}
+			var v verdict
+			if err := json.Unmarshal(content, &v); err != nil {
+				return fmt.Errorf("read %s: %w", file, err)
+			}
+			t.add(v)
+		}
+	}
+	if c.Table {
+		t.table()
+	}
+	return t.print()
+}
+
+// table prints counts as Markdown, several to a line.
+func (t *totals) table() {
+	for _, part := range []struct {
+		what   string
+		names  []string
+		counts map[string]int
+	}{{"fault", nemesis.Names(), t.Faults}, {"kill point", nemesis.Points(), t.Points}} {
+		names := slices.Sorted(slices.Values(part.names))
+		const across = 3
+		rows := (len(names) + across - 1) / across
+		fmt.Printf("|%s\n|%s\n", strings.Repeat(" "+part.what+" | hits |", across), strings.Repeat("---|---:|", across))
+		for row := range rows {
+			fmt.Print("|")
+			for column := range across {
+				if i := column*rows + row; i < len(names) {
+					fmt.Printf(" %s | %d |", names[i], part.counts[names[i]])
+				} else {
+					fmt.Print(" | |")
+				}
+			}
+			fmt.Println()
+		}
+		fmt.Println()
+	}
 }

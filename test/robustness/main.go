@@ -20,6 +20,7 @@ import (
 type cli struct {
 	Run      runCmd      `cmd:"" help:"One run: deploy, work, break, heal, judge. The last line is the verdict as JSON; the exit code is 0 only for valid."`
 	Campaign campaignCmd `cmd:"" help:"Many runs, one seed after the other, and their sum."`
+	Totals   totalsCmd   `cmd:"" help:"The sum of runs, from their results."`
 	Mutants  mutantsCmd  `cmd:"" help:"Put each of the twelve known faults in and see that the suite notices."`
 	Driver   roleCmd     `cmd:"" hidden:""`
 	Broker   brokerCmd   `cmd:"" hidden:""`
@@ -88,6 +89,12 @@ func (c *runCmd) command() string {
 	}
 	if c.Workers != defaultWorkers {
 		flags = append(flags, fmt.Sprintf("--workers=%d", c.Workers))
+	}
+	if c.Data != "" {
+		flags = append(flags, "--data="+c.Data)
+	}
+	if c.Processors > 0 {
+		flags = append(flags, fmt.Sprintf("--processors=%d", c.Processors))
 	}
 	if c.Transactional {
 		flags = append(flags, "--transactional")

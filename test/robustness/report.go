@@ -14,8 +14,8 @@ import (
 	"github.com/outbox-platform/outbox/test/robustness/journal"
 )
 
-// report writes results.json and report.html and returns their directory.
-func (c *runCmd) report(v *verdict, run *check.Run) (string, error) {
+// save writes results.json and returns its directory.
+func (c *runCmd) save(v *verdict) (string, error) {
 	name := fmt.Sprintf("seed-%d", c.Seed)
 	if c.mutant != "" {
 		name = c.mutant
@@ -28,7 +28,13 @@ func (c *runCmd) report(v *verdict, run *check.Run) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := os.WriteFile(filepath.Join(dir, "results.json"), append(text, '\n'), 0o644); err != nil { //nolint:gosec // results are for everybody
+	return dir, os.WriteFile(filepath.Join(dir, "results.json"), append(text, '\n'), 0o644) //nolint:gosec // results are for everybody
+}
+
+// report writes results.json and report.html and returns their directory.
+func (c *runCmd) report(v *verdict, run *check.Run) (string, error) {
+	dir, err := c.save(v)
+	if err != nil {
 		return "", err
 	}
 	f, err := os.Create(filepath.Join(dir, "report.html"))

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -41,6 +42,8 @@ type runCmd struct {
 	Tmpfs      bool          `default:"true" negatable:"" help:"Every second seed: the store on a small file system in memory, so that its disk can be full. Needs root."`
 	Out        string        `default:"bin/robustness-results" help:"Where the results go."`
 	Keep       bool          `help:"Keep logs and journals of a valid run too."`
+	Data       string        `help:"Where databases, brokers, logs and journals are kept. Default: the directory for temporary files. A file system in memory takes the load off a slow disk: processes are killed here, the machine is not, so that it is no gentler."`
+	Processors int           `help:"GOMAXPROCS of every Go process, this one included. 0: as many as the machine has. 1 does the most work on a machine with fewer processors than processes."`
 	Patience   time.Duration `default:"60s" help:"How long everything may take to be decided and published after the last fault."`
 	// Consumers then read committed.
 	Transactional bool     `help:"The relays write in Kafka transactions."`
@@ -63,16 +66,18 @@ type verdict struct {
 	Violations   []check.Violation `json:"violations"`
 	Seed         uint64            `json:"seed"`
 
-	Why      string        `json:"why,omitempty"`
-	Summary  check.Summary `json:"summary"`
-	Cannot   []string      `json:"cannot,omitempty"`
-	Decided  float64       `json:"decided_seconds"`
-	Settled  float64       `json:"settled_seconds"`
-	Seconds  float64       `json:"seconds"`
-	Broker   string        `json:"broker"`
-	Revision string        `json:"revision"`
-	Command  string        `json:"command"`
-	Results  string        `json:"results,omitempty"`
+	Why     string        `json:"why,omitempty"`
+	Summary check.Summary `json:"summary"`
+	Cannot  []string      `json:"cannot,omitempty"`
+	Decided float64       `json:"decided_seconds"`
+	Settled float64       `json:"settled_seconds"`
+	Seconds float64       `json:"seconds"`
+	Broker  string        `json:"broker"`
+	// Transactional: the relays wrote in Kafka transactions.
+	Transactional bool   `json:"transactional,omitempty"`
+	Revision      string `json:"revision"`
+	Command       string `json:"command"`
+	Results       string `json:"results,omitempty"`
 }
 
 // Run does one run and prints the verdict.
@@ -104,11 +109,14 @@ func (c *runCmd) once(ctx context.Context) (v verdict, err error) {
 	// Nothing may keep a run for ever: then it says that it does not know.
 	ctx, cancel := context.WithTimeout(ctx, c.Length+c.Patience+4*time.Minute)
 	defer cancel()
-	v = verdict{Verdict: "unknown", Seed: c.Seed, Violations: []check.Violation{}, Faults: map[string]int{}, Revision: revision, Command: c.command(), Broker: "kfake"}
+	v = verdict{Verdict: "unknown", Seed: c.Seed, Violations: []check.Violation{}, Faults: map[string]int{}, Revision: revision, Command: c.command(), Broker: "kfake", Transactional: c.Transactional}
 	if c.Apache > 0 {
 		v.Broker = fmt.Sprintf("apache kafka %s, %d nodes", kafka.ApacheVersion, c.Apache)
 	}
 	defer func() { v.Seconds = time.Since(begun).Seconds() }()
+	if err := c.place(); err != nil {
+		return v, err
+	}
 	dir, err := os.MkdirTemp("", "outbox-robustness-")
 	if err != nil {
 		return v, err
@@ -164,8 +172,22 @@ func (c *runCmd) once(ctx context.Context) (v verdict, err error) {
 	}
 	v.Transactions = v.Summary.Transactions
 	v.judge(c, n)
+	v.Seconds = time.Since(begun).Seconds()
 	v.Results, err = c.report(&v, run)
 	return v, err
+}
+
+// place lets this process and its children use what the flags say of the machine.
+func (c *runCmd) place() error {
+	var errs []error
+	if c.Data != "" {
+		errs = append(errs, os.Setenv("TMPDIR", absolute(c.Data)))
+	}
+	if c.Processors > 0 {
+		runtime.GOMAXPROCS(c.Processors)
+		errs = append(errs, os.Setenv("GOMAXPROCS", strconv.Itoa(c.Processors)))
+	}
+	return errors.Join(errs...)
 }
 
 func absolute(path string) string {
@@ -210,7 +232,7 @@ func (c *runCmd) smallDisk(dir string) (string, func()) {
 	if os.Mkdir(at, 0o755) != nil { //nolint:gosec // PostgreSQL's user passes through it
 		return "", nothing
 	}
-	if err := syscall.Mount("robustness", at, "tmpfs", 0, "size=1500m,mode=0755"); err != nil {
+	if err := syscall.Mount("robustness", at, "tmpfs", 0, "size=2500m,mode=0755"); err != nil {
 		say("no small disk for the store: %v", err)
 		return "", nothing
 	}

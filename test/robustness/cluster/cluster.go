@@ -126,7 +126,7 @@ func Start(ctx context.Context, c Config) (_ *Cluster, err error) {
 
 func (c *Cluster) startDatabases(ctx context.Context) error {
 	var err error
-	if c.Store, err = c.links.postgres(ctx, "store", c.StoreDir, settings(nil)); err != nil {
+	if c.Store, err = c.links.postgres(ctx, "store", c.StoreDir, settings(map[string]string{"max_wal_size": "512MB"})); err != nil {
 		return err
 	}
 	if _, err := c.Store.Server.CreateDatabase(ctx, storeDatabase); err != nil {
