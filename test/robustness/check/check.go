@@ -122,31 +122,24 @@ func (c *checker) placed() error {
 		parts[topic] = counts[len(counts)-1]
 	}
 	records := make([]history.Record, 0, len(c.Records))
-	home := map[uuid.UUID]string{} // of events on topics that grew
-	partitioner := kgo.StickyKeyPartitioner(nil)
+	home := c.homes()
 	for _, r := range c.Records {
 		k := c.events[r.ID]
 		if k == nil || !k.tx.committed || k.Topic != r.Topic {
 			continue // judged already
 		}
 		if counts := c.Partitions[r.Topic]; len(counts) > 1 {
-			possible := slices.ContainsFunc(counts, func(n int) bool {
-				return int32(partitioner.ForTopic(r.Topic).Partition(&kgo.Record{Key: r.Key}, n)) == r.Partition //nolint:gosec // few
-			})
-			if !possible {
+			if c.era(&r) < 0 {
 				c.violate("I5", k.Aggregate, k.tx.id, "%s/%d@%d: key %q belongs there with none of %v partitions", r.Topic, r.Partition, r.Offset, r.Key, counts)
 			}
 			name := fmt.Sprintf("%s#%d", r.Topic, r.Partition)
-			if home[r.ID] == "" {
-				home[r.ID] = name
-			}
 			if home[r.ID] != name {
 				c.summary.Repeats++ // on the other side of the change
 				continue
 			}
 			last := counts[len(counts)-1]
 			parts[name] = last
-			r.Partition, r.Topic = int32(partitioner.ForTopic(r.Topic).Partition(&kgo.Record{Key: r.Key}, last)), name //nolint:gosec // few
+			r.Partition, r.Topic = partition(r.Topic, r.Key, last), name
 		}
 		records = append(records, r)
 	}
@@ -161,6 +154,37 @@ func (c *checker) placed() error {
 	}
 	c.repeats(report)
 	return nil
+}
+
+// homes says of each event on a topic that grew on which partition it was written first: offsets of two partitions say
+// nothing about that. A repeat by a later holder came later, and a key goes on where a greater count puts it.
+func (c *checker) homes() map[uuid.UUID]string {
+	first := map[uuid.UUID]*history.Record{}
+	for i := range c.Records {
+		r := &c.Records[i]
+		if len(c.Partitions[r.Topic]) < 2 {
+			continue
+		}
+		f := first[r.ID]
+		if f == nil || cmp.Or(cmp.Compare(r.Epoch, f.Epoch), cmp.Compare(c.era(r), c.era(f))) < 0 {
+			first[r.ID] = r
+		}
+	}
+	home := make(map[uuid.UUID]string, len(first))
+	for id, r := range first {
+		home[id] = fmt.Sprintf("%s#%d", r.Topic, r.Partition)
+	}
+	return home
+}
+
+// era is the first of its topic's partition counts that puts a record where it is; -1: none does.
+func (c *checker) era(r *history.Record) int {
+	return slices.IndexFunc(c.Partitions[r.Topic], func(n int) bool { return partition(r.Topic, r.Key, n) == r.Partition })
+}
+
+// partition is where a key belongs.
+func partition(topic string, key []byte, count int) int32 {
+	return int32(kgo.StickyKeyPartitioner(nil).ForTopic(topic).Partition(&kgo.Record{Key: key}, count)) //nolint:gosec // few
 }
 
 // repeats judges I6 and I7.

@@ -44,7 +44,7 @@ func event(aggregate string, version int64) journal.Event {
 
 // publish puts an event on Kafka.
 func (w *world) publish(e journal.Event, epoch int64) {
-	partition := int32(kgo.StickyKeyPartitioner(nil).ForTopic(e.Topic).Partition(&kgo.Record{Key: e.Key}, partitions))
+	partition := placed(e.Key, partitions)
 	at := fmt.Sprintf("%s/%d", e.Topic, partition)
 	r := history.Record{
 		ID: e.ID, Topic: e.Topic, Partition: partition, Offset: w.offsets[at], Key: e.Key, Shard: 1, Epoch: epoch,
@@ -53,6 +53,10 @@ func (w *world) publish(e journal.Event, epoch int64) {
 	copy(r.Payload[:], e.Digest)
 	w.offsets[at]++
 	w.Records = append(w.Records, r)
+}
+
+func placed(key []byte, count int) int32 {
+	return int32(kgo.StickyKeyPartitioner(nil).ForTopic("things").Partition(&kgo.Record{Key: key}, count))
 }
 
 // transaction is one that goes well.
@@ -192,7 +196,23 @@ func TestGrowingTopic(t *testing.T) {
 	if violations, _, err := check.Check(w.Run); err != nil || len(violations) > 0 {
 		t.Errorf("%v %+v", err, violations)
 	}
-	w.swap(0, 1)
+	// A later holder repeats an event where the new count puts it, behind a younger one. It was first where it was, in whatever
+	// order both are read.
+	w.Disturbances = 1
+	young := w.event(3, 0)
+	at := slices.IndexFunc(w.Records, func(r history.Record) bool { return r.ID == young.ID })
+	repeat := w.Records[slices.IndexFunc(w.Records, func(r history.Record) bool { return r.ID == w.event(2, 0).ID })]
+	elsewhere := placed(young.Key, partitions+1)
+	if elsewhere == repeat.Partition {
+		t.Fatal("the key stays where it is: the test needs another one")
+	}
+	w.Records[at].Partition, w.Records[at].Offset = elsewhere, 0
+	repeat.Partition, repeat.Offset, repeat.Epoch = elsewhere, 1, 2
+	w.Records = slices.Insert(w.Records, 0, repeat)
+	if violations, summary, err := check.Check(w.Run); err != nil || len(violations) > 0 || summary.Repeats != 1 {
+		t.Errorf("a repeat on the other side of the change: %v %+v %+v", err, violations, summary)
+	}
+	w.swap(1, 2)
 	violations, _, err := check.Check(w.Run)
 	if err != nil || len(violations) == 0 || violations[0].Invariant != "I4" {
 		t.Errorf("a swap on one partition: %v %+v", err, violations)

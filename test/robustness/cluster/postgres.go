@@ -70,8 +70,28 @@ func Query1[T any](ctx context.Context, p *Postgres, database, sql string, args 
 	return v, conn.QueryRow(ctx, sql, args...).Scan(&v)
 }
 
+// Wait waits until it answers: another fault may have struck it a moment ago.
+func (p *Postgres) Wait(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	for {
+		_, err := Query1[int](ctx, p, "postgres", "SELECT 1")
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s does not answer: %w", p.Name, err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
 // Standby starts a standby of it, synchronous or not.
 func (p *Postgres) Standby(ctx context.Context, synchronous bool) (*postgres.Server, error) {
+	if err := p.Wait(ctx); err != nil {
+		return nil, err
+	}
 	standby, err := postgres.StartStandby(ctx, p.Server, "standby", postgres.Config{Settings: p.settings})
 	if err != nil || !synchronous {
 		return standby, err
