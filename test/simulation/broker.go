@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sort"
+	"strings"
 
 	"github.com/outbox-platform/outbox/relay"
 	"github.com/outbox-platform/outbox/store"
@@ -76,6 +77,16 @@ type Producer struct {
 	onGiveUp func()
 	// keep says, for each record that is given up and not written, whether it may still arrive.
 	keep func() bool
+	// apart says, for each record that waits in the partition of one that is refused, whether it was in its company: then it
+	// is sent again on its own, and no longer in the order of the others. nil: none was.
+	apart func(*relay.Record) bool
+	// atOnce says of a record that will be refused whether Deliver itself refuses it; nil: it never does.
+	atOnce func(*relay.Record) bool
+	// again says whether a topic that was refused is looked up again by now; nil: always.
+	again func() bool
+
+	rebuilding bool            // after a fatal error, until rebuilt
+	refused    map[string]bool // topics; their records are refused on the spot
 }
 
 var _ relay.Sink = (*Producer)(nil)
@@ -83,15 +94,28 @@ var _ relay.Sink = (*Producer)(nil)
 type underWay struct {
 	d       *relay.Delivery
 	written bool
+	alone   bool // sent on its own
 }
 
 // Producer returns a new producer.
 func (b *Broker) Producer(capacity int) *Producer {
-	return &Producer{b: b, capacity: capacity, none: make(chan *relay.Delivery)}
+	return &Producer{b: b, capacity: capacity, none: make(chan *relay.Delivery), refused: map[string]bool{}}
 }
 
-// Deliver queues a record.
+// rebuilt ends what a fatal error began.
+func (p *Producer) rebuilt() { p.rebuilding = false }
+
+// Deliver queues a record, or refuses it on the spot.
 func (p *Producer) Deliver(d *relay.Delivery) error {
+	topic := d.Record.Topic
+	switch {
+	case p.looks(topic):
+		return &relay.SinkError{Class: relay.ClassTopic, Code: "UNKNOWN_TOPIC_OR_PART"}
+	case p.atOnce != nil && p.b.refuse != nil && p.b.refuse(&d.Record) && p.atOnce(&d.Record):
+		return &relay.SinkError{Class: relay.ClassRecord, Code: "MSG_SIZE_TOO_LARGE"}
+	case p.rebuilding:
+		return &relay.SinkError{Class: relay.ClassCluster, Code: "_STATE"}
+	}
 	if len(p.queue)+len(p.reports) >= p.capacity {
 		return relay.ErrSinkFull
 	}
@@ -110,7 +134,7 @@ func (p *Producer) write(n int) bool {
 		return false
 	}
 	for _, before := range p.queue[:n] {
-		if !before.written && before.d.Record.Topic == u.d.Record.Topic && p.partition(before.d) == p.partition(u.d) {
+		if !before.written && before.alone == u.alone && before.d.Record.Topic == u.d.Record.Topic && p.partition(before.d) == p.partition(u.d) {
 			return false
 		}
 	}
@@ -119,6 +143,11 @@ func (p *Producer) write(n int) bool {
 		p.queue = slices.Delete(p.queue, n, n+1)
 		u.d.Err = refused
 		p.reports = append(p.reports, u.d)
+		if refused.Class == relay.ClassTopic {
+			p.refused[u.d.Record.Topic] = true
+		} else {
+			p.separate(u.d)
+		}
 		return true
 	}
 	u.written = true
@@ -126,9 +155,21 @@ func (p *Producer) write(n int) bool {
 	return true
 }
 
+// separate sends on its own what was in the company of a refused record.
+func (p *Producer) separate(refused *relay.Delivery) {
+	for _, u := range p.queue {
+		if p.apart != nil && !u.written && !u.alone && u.d.Record.Topic == refused.Record.Topic && p.partition(u.d) == p.partition(refused) {
+			u.alone = p.apart(&u.d.Record)
+		}
+	}
+}
+
 func (p *Producer) partition(d *relay.Delivery) int32 {
-	n, _ := p.Partition(d.Record.Topic, d.Record.Key)
-	return n
+	t := p.b.topics[d.Record.Topic]
+	if t == nil {
+		return 0
+	}
+	return relay.Partition(d.Record.Key, int32(len(t.partitions))) //nolint:gosec // few
 }
 
 // acknowledge reports the n-th queued record, which is written.
@@ -144,6 +185,7 @@ func (p *Producer) acknowledge(n int) bool {
 
 // giveUp reports everything as failed, written or not.
 func (p *Producer) giveUp(class relay.Class) {
+	p.rebuilding = p.rebuilding || class == relay.ClassFatal
 	if p.onGiveUp != nil && len(p.queue) > 0 {
 		p.onGiveUp()
 	}
@@ -180,10 +222,22 @@ func (p *Producer) Reports() <-chan *relay.Delivery { return p.none }
 // Purge gives everything up.
 func (p *Producer) Purge() { p.giveUp(relay.ClassPurged) }
 
-// Partition tells where a key goes.
+// looks reports whether a topic is refused, and looks it up again if it is time.
+func (p *Producer) looks(topic string) (refused bool) {
+	if p.refused[topic] && (p.again == nil || p.again()) {
+		delete(p.refused, topic)
+	}
+	return p.refused[topic]
+}
+
+// Partition tells where a key goes. A topic that is not there is refused from then on.
 func (p *Producer) Partition(topic string, key []byte) (int32, bool) {
+	if p.looks(topic) {
+		return 0, false
+	}
 	t := p.b.topics[topic]
 	if t == nil {
+		p.refused[topic] = true
 		return 0, false
 	}
 	return relay.Partition(key, int32(len(t.partitions))), true //nolint:gosec // few
@@ -223,8 +277,19 @@ func (p *Producer) Tail(_ context.Context, from map[relay.TopicPartition]int64,
 	return read()
 }
 
-// Topics is of no interest here.
-func (p *Producer) Topics(context.Context, []string) ([]store.Topic, error) { return nil, nil }
+// Topics returns what the cluster has of the topics named, or all.
+func (p *Producer) Topics(_ context.Context, names []string) (found []store.Topic, err error) {
+	if p.b.down {
+		return nil, &relay.SinkError{Class: relay.ClassCluster, Code: "ALL_BROKERS_DOWN"}
+	}
+	for name, t := range p.b.topics {
+		if !t.missing && (names == nil || slices.Contains(names, name)) {
+			found = append(found, store.Topic{Name: name, Partitions: int32(len(t.partitions)), MaxMessageBytes: 1 << 20}) //nolint:gosec // few
+		}
+	}
+	slices.SortFunc(found, func(a, b store.Topic) int { return strings.Compare(a.Name, b.Name) })
+	return found, nil
+}
 
 // Close gives everything up.
 func (p *Producer) Close(context.Context) error {

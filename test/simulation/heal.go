@@ -64,6 +64,7 @@ func (w *world) healRelays() {
 			r.start()
 		}
 		r.paused = false
+		r.producer.rebuilt()
 		r.work()
 		w.finishTasks(&r.process)
 		if !r.alive {

@@ -141,13 +141,22 @@ func (w *world) someRelay() *relayProcess {
 func (w *world) produce() bool {
 	r := w.someRelay()
 	if r == nil || len(r.producer.queue) == 0 {
-		return false
+		return r != nil && r.rebuild()
 	}
 	n := w.c.n(len(r.producer.queue))
 	if r.producer.queue[n].written {
 		return !r.paused && r.producer.acknowledge(n)
 	}
 	return r.producer.write(n)
+}
+
+// rebuild ends the rebuilding of a producer.
+func (r *relayProcess) rebuild() bool {
+	if !r.producer.rebuilding {
+		return false
+	}
+	r.producer.rebuilt()
+	return true
 }
 
 func (w *world) report() bool {

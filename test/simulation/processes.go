@@ -31,6 +31,15 @@ func (r *relayProcess) start() {
 	r.producer.onDeliver = func(rec *relay.Record) { w.checkDelivery(r, rec) }
 	r.producer.onGiveUp = func() { w.disturbed++ }
 	r.producer.access = w.access
+	r.producer.apart = func(*relay.Record) bool { return w.c.n(2) == 0 }
+	r.producer.atOnce = func(rec *relay.Record) bool {
+		if w.c.n(4) > 0 {
+			return false
+		}
+		w.refused(rec)
+		return true
+	}
+	r.producer.again = func() bool { return w.healing || w.c.n(2) == 0 }
 	cfg := w.config
 	cfg.Instance = r.String()
 	var err error
@@ -75,11 +84,18 @@ func (r *relayProcess) report(i int) {
 	if r.w.trace != nil {
 		r.w.note("%s: report of %s: %v", r, r.w.eventOf(&d.Record), d.Err)
 	}
-	if e := r.w.eventOf(&d.Record); d.Err != nil && e.agg.Source == sourceSkip && isRefusal(d.Err) {
-		e.skipped = true // whatever the relay makes of it: it may be set aside
+	if d.Err != nil && isRefusal(d.Err) {
+		r.w.refused(&d.Record)
 	}
 	r.stepped.Report(d)
 	r.work()
+}
+
+// refused is told of records that will never be accepted.
+func (w *world) refused(rec *relay.Record) {
+	if e := w.eventOf(rec); e.agg.Source == sourceSkip {
+		e.skipped = true // whatever the relay makes of it: it may be set aside
+	}
 }
 
 func isRefusal(err error) bool {
