@@ -298,6 +298,9 @@ func (c *kafkaComparison) fatal() {
 	}
 	c.await(all)
 	c.explain(all)
+	all = []*sent{c.send(0, "while it is rebuilt", 10)} // or after that
+	c.await(all)
+	c.explain(all)
 	c.tryAgain("after the death")
 	h.Remove()
 }
@@ -428,6 +431,15 @@ func (c *kafkaComparison) explain(all []*sent) {
 		}
 		c.p.giveUpOne(n, class)
 		c.reach(map[relay.Class]string{relay.ClassCluster: "cluster", relay.ClassFatal: "fatal", relay.ClassPurged: "purged"}[class])
+	}
+	reports := map[*sent]int{}
+	for _, d := range c.p.reports {
+		reports[d.Opaque.(*sent)]++ //nolint:forcetypeassert,errcheck // as it was delivered
+	}
+	for _, s := range all {
+		if want := map[bool]int{true: 0, false: 1}[s.atOnce != nil]; reports[s] != want {
+			fail("%s: in memory it is reported %d times", c.text(s), reports[s])
+		}
 	}
 	for _, d := range c.p.reports {
 		s := d.Opaque.(*sent) //nolint:forcetypeassert,errcheck // as it was delivered

@@ -51,7 +51,7 @@ func TestStoreConforms(t *testing.T) {
 	t.Logf("reached: %v", reached)
 	for _, what := range []string{
 		"stored", "stale", "reused", "decided otherwise", "unknown", "held", "waited for another", "cut", "read", "held back", "connection broke",
-		"acquired some", "stolen", "fenced", "backwards", "fenced beside written", "backwards beside written", "rows", "aggregate's rows", "dead letters",
+		"acquired some", "stolen", "fenced", "backwards", "fenced beside written", "backwards beside written", "rows", "aggregate's rows", "several rows of an aggregate", "dead letters",
 		"dead queue", "claimed", "claimed again", "operation", "no such aggregate", "rotated", "truncated", "ring full", "purged",
 	} {
 		if reached[what] == 0 && !t.Failed() {
@@ -101,6 +101,18 @@ type comparison struct {
 type asked struct {
 	text    string
 	answers [2]string
+}
+
+// twice returns the request for each side.
+func (a *asked) twice(r store.Request) (two [2]*store.Request) {
+	for i := range two {
+		own := r
+		own.Done = func(_ *store.Request, given store.Answer) {
+			a.answers[i] = fmt.Sprintf("%s, token %b", answer(given.Err), given.Shards)
+		}
+		two[i] = &own
+	}
+	return two
 }
 
 func (c *comparison) sides() []*side { return []*side{c.memory, c.real} }
@@ -180,7 +192,7 @@ func (c *comparison) actions() map[string]func(*rapid.T) {
 		weight int
 		do     func()
 	}{
-		"requests": {6, c.requests}, "let go": {2, c.letGo}, "cut": {1, c.cut}, "read": {4, c.read}, "read at": {1, c.readAt}, "disconnect": {1, c.disconnect},
+		"requests": {6, c.requests}, "let go": {2, c.letGo}, "cut": {1, c.cut}, "race": {1, c.race}, "read": {4, c.read}, "read at": {1, c.readAt}, "disconnect": {1, c.disconnect},
 		"acquire": {2, c.acquire}, "release": {1, c.release}, "heartbeat": {1, c.heartbeat}, "step": {6, c.step}, "catch up": {2, c.catchUp}, "load": {3, c.load}, "claim": {3, c.claim},
 		"answer": {1, c.answer}, "operation": {2, c.operation}, "time": {3, c.time}, "upkeep": {3, c.upkeep}, "turn": {1, c.turn}, "states": {1, c.states},
 	} {
@@ -296,6 +308,11 @@ func (c *comparison) requests() {
 		}
 		all, pairs = append(all, a), append(pairs, two)
 	}
+	c.hand(server, held, all, pairs)
+}
+
+// hand hands requests to a server, and lets it work.
+func (c *comparison) hand(server int, held bool, all []*asked, pairs [][2]*store.Request) {
 	c.requestsInFlight[server] = all
 	texts := listed(all, func(a **asked) string { return (*a).text })
 	c.both(fmt.Sprintf("server %d (held %v):\n%s", server, held, texts), func(s *side) string {
@@ -376,6 +393,40 @@ func (c *comparison) busyServer() int {
 
 // waits reports whether a batch waits for another server's.
 func (m *inMemory) waits(server int) bool { return m.under[server].blocked }
+
+// race lets one server decide, while another has not committed the Prepare yet, and wait for that for another reason: then
+// the decision has begun before there was anything to decide.
+func (c *comparison) race() {
+	c.quiet()
+	var all [2][]*asked
+	var pairs [2][][2]*store.Request
+	for i := range 2 {
+		k := c.fresh()
+		events, shards := c.content(k, 0)
+		r := store.Request{Kind: store.KindPrepare, Key: k, Events: events, Database: &store.DatabaseTransaction{Database: "default", XID: 7, Mode: store.ModeMarker}}
+		late := r
+		if i == 0 {
+			late = store.Request{Kind: store.KindCommit, Key: k, Shards: shards}
+		}
+		for server, r := range []store.Request{r, late} {
+			a := &asked{text: fmt.Sprintf("kind %d of %s", r.Kind, keyText(k))}
+			all[server], pairs[server] = append(all[server], a), append(pairs[server], a.twice(r))
+		}
+	}
+	c.hand(0, true, all[0], pairs[0])
+	c.compare()
+	c.hand(1, false, all[1], pairs[1])
+	c.compare()
+	c.letGo()
+}
+
+// fresh returns a key that was not used before.
+func (c *comparison) fresh() store.Key {
+	c.turns++
+	k := store.Key{Source: c.sources[0]}
+	k.Transaction[14], k.Transaction[15] = 1, byte(c.turns) //nolint:gosec // few
+	return k
+}
 
 func (c *comparison) letGo() {
 	server := c.busyServer()
@@ -646,7 +697,7 @@ func (c *comparison) plan(l store.Lease) plan {
 		return p
 	}
 	all := c.allPlaces(l.Shard)
-	for _, at := range some(c, "parked", events, 3) {
+	for _, at := range some(c, "parked", events, 6) {
 		p.park = append(p.park, at)
 		q := store.Parked{
 			State: []store.State{store.Prepared, store.Prepared, store.Committed, store.Aborted}[c.number("state", 4)], Cause: store.Cause(1 + c.number("cause", 5)), Attempts: int32(c.number("attempts", 3)), //nolint:gosec // few
@@ -798,15 +849,19 @@ func (c *comparison) load() {
 		parkedOf, errOf := s.LoadParkedOf(ctx, own, a, s.at(after), limit)
 		queues, errQueues := s.LoadDeadQueues(ctx, shard)
 		dead, errDead := s.LoadDeadLettersOf(ctx, own, a, s.at(after), limit)
+		texts := []string{answer(errors.Join(err, errOf))}
+		for _, each := range c.aggregates() {
+			all, err := s.LoadParkedOf(ctx, store.ShardOf(each, c.shards), each, store.EventPosition{}, 100)
+			texts = append(texts, answer(err), listed(all, s.parkedText))
+			c.reach("several rows of an aggregate", len(all)-1)
+		}
 		c.reach("rows", len(parked))
 		c.reach("aggregate's rows", len(parkedOf))
 		c.reach("dead letters", len(dead))
 		c.reach("dead queue", len(queues))
 		pending, errPending := s.PendingOperations(ctx, []int16{shard, own})
-		return strings.Join([]string{
-			answer(errors.Join(err, errOf, errQueues, errDead, errPending)), listed(parked, s.parkedText), listed(parkedOf, s.parkedText),
-			sorted(queues, func(a *store.Aggregate) string { return aggregateText(*a) }), listed(dead, s.deadText), listed(pending, operationText),
-		}, "\n")
+		return strings.Join(append(texts, answer(errors.Join(errQueues, errDead, errPending)), listed(parked, s.parkedText), listed(parkedOf, s.parkedText),
+			sorted(queues, func(a *store.Aggregate) string { return aggregateText(*a) }), listed(dead, s.deadText), listed(pending, operationText)), "\n")
 	})
 }
 
@@ -886,9 +941,7 @@ func (c *comparison) upkeep() {
 func (c *comparison) turn() {
 	c.quiet()
 	for range 1 + c.number("generations", 8) {
-		c.turns++
-		k := store.Key{Source: c.sources[0]}
-		k.Transaction[14], k.Transaction[15] = 1, byte(c.turns) //nolint:gosec // few
+		k := c.fresh()
 		events, _ := c.content(k, 0)
 		c.both(fmt.Sprintf("publish something for the %d. time", c.turns), func(s *side) string {
 			out := "no answer"
