@@ -153,7 +153,7 @@ func TestEvidenceThatTheStoreRefuses(t *testing.T) {
 	}
 }
 
-// When both ways answer, the first conclusive answer is enough.
+// When both ways answer, the first conclusive answer is enough; when neither is conclusive, the second is no better than the first.
 func TestBothWaysAnswer(t *testing.T) {
 	w := newWorld(t)
 	s := w.direct("orders", w.sourceDatabase())
@@ -161,6 +161,16 @@ func TestBothWaysAnswer(t *testing.T) {
 	a := s.begin().prepare().commit()
 	if resp, err := r.Check(t.Context(), a.parked()); err != nil || resp.GetOutcome() != committed || a.state().State != store.Committed {
 		t.Errorf("%v, %v", resp, err)
+	}
+	b := s.begin()
+	b.at.MarkerOID++
+	b.prepare()
+	b.exec("ROLLBACK")
+	if resp, err := r.Check(t.Context(), b.parked()); err != nil || resp.GetOutcome() != unknown || !strings.Contains(resp.GetReason(), "another marker table") {
+		t.Errorf("%v, %v", resp, err)
+	}
+	if st := b.state().State; st != store.Prepared {
+		t.Errorf("it is %s", st)
 	}
 }
 
