@@ -303,6 +303,48 @@ func TestRowsThatCannotBeLoaded(t *testing.T) {
 	}
 }
 
+func (p *partStore) LoadDeadLettersOf(context.Context, int16, store.Aggregate, store.EventPosition, int) ([]store.DeadLetter, error) {
+	return nil, errAway
+}
+
+// Dead letters that cannot be loaded are loaded later.
+func TestLettersThatCannotBeLoaded(t *testing.T) {
+	b := newBench(t)
+	s := b.hold(phaseActive)
+	b.core.operate(s, store.Operation{ID: 1, Aggregate: store.Aggregate{Source: 1, Type: "a", ID: "0"}, Action: store.ActionRedrive})
+	b.core.tick(b.clock)
+	b.startLoads(b.clock)
+	b.do()
+	b.logged("loading dead letters")
+	if o := s.operations[0]; o.loading || s.busy != idle || !s.loadAt.After(b.clock) {
+		t.Errorf("loading %v, busy %v, next load at %s", o.loading, s.busy, s.loadAt)
+	}
+}
+
+// What cannot be decoded is not passed over: nothing more is read of the shard, and the row's aggregate is blocked.
+func TestWhatCannotBeDecoded(t *testing.T) {
+	b := newBench(t)
+	s := b.hold(phaseActive)
+	b.store.reads = []store.Segment{{Position: store.Position{XID: 3}, Body: []byte{99}}}
+	b.startRead(b.clock)
+	b.do()
+	b.logged("segment cannot be decoded")
+	if s.reading() || s.cursor.XID != 0 {
+		t.Errorf("reading %v, read to %s", s.reading(), s.cursor)
+	}
+	id := store.Aggregate{Source: 1, Type: "a", ID: "0"}
+	a := b.core.aggregate(s, id)
+	a.unloaded = 1
+	b.core.advance(a)
+	b.store.rows = []store.Parked{{Key: store.Key{Source: 1}, Aggregate: id, State: store.Committed, Body: []byte{99}}}
+	b.startLoads(b.clock)
+	b.do()
+	b.logged("parked event cannot be decoded")
+	if a.status != statusRecord {
+		t.Errorf("status %v", a.status)
+	}
+}
+
 // Reports are looked at between many deliveries.
 func TestDeliveriesAreBounded(t *testing.T) {
 	b := newBench(t)
