@@ -94,7 +94,9 @@ bin/outbox-mutant: $(GOFILES)
 	go build $(ROBUSTNESS_LD) -tags failpoints,mutant -o bin/outbox-mutant ./cmd/outbox
 
 # An earlier version that runs beside this one: OLD=revision. Its schema must be one that this version accepts, and the other way round.
+# A campaign takes EARLIER where the history is there.
 OLD ?=
+EARLIER = 9b043e6
 OLD_PROGRAM = $(if $(OLD),bin/outbox-old-$(OLD))
 
 bin/outbox-old-%:
@@ -106,9 +108,12 @@ robustness: bin/robustness bin/outbox-failpoints $(OLD_PROGRAM) ## Break everyth
 	@bin/robustness run --program bin/outbox-failpoints --length $(SECONDS)s --seed $(SEED) \
 		$(patsubst apache%,--apache=%,$(filter apache%,$(BROKER))) $(if $(OLD),--old=$(OLD_PROGRAM)) $(FLAGS)
 
-robustness-campaign: bin/robustness bin/outbox-failpoints $(OLD_PROGRAM) ## One seed after the other from SEED on, SECONDS each, until there are a million transactions over twenty of them (FLAGS: --seeds, --total, --rate)
+CAMPAIGN_OLD = $(or $(OLD),$(shell git cat-file -e $(EARLIER)^{commit} 2>/dev/null && echo $(EARLIER)))
+
+robustness-campaign: bin/robustness bin/outbox-failpoints ## One seed after the other from SEED on, SECONDS each, until there are a million transactions over twenty of them (FLAGS: --seeds, --total, --rate, --mix)
+	@$(if $(CAMPAIGN_OLD),$(MAKE) --no-print-directory bin/outbox-old-$(CAMPAIGN_OLD))
 	@bin/robustness campaign --program bin/outbox-failpoints --length $(SECONDS)s --seed $(SEED) \
-		$(patsubst apache%,--apache=%,$(filter apache%,$(BROKER))) $(if $(OLD),--old=$(OLD_PROGRAM)) $(FLAGS)
+		$(patsubst apache%,--apache=%,$(filter apache%,$(BROKER))) $(if $(CAMPAIGN_OLD),--old=bin/outbox-old-$(CAMPAIGN_OLD)) $(FLAGS)
 
 robustness-mutants: bin/robustness-mutant bin/outbox-mutant ## Put each of twelve known faults in, see that the suite notices, and write the table into its README
 	@bin/robustness-mutant mutants --program bin/outbox-mutant --readme "$(MUTANTS_TABLE)" $(FLAGS)

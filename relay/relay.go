@@ -17,7 +17,7 @@ import (
 type Config struct {
 	// Instance names this relay among all that share the store. Required, and unique.
 	Instance string
-	// LeaseTTL is how long a shard stays ours without renewal, by the database's clock. Default 5 s. We trust a renewal for
+	// LeaseTTL is how long a shard stays ours without renewal, by the database's clock. Default 5 s, at most store.MaxLeaseTTL. We trust a renewal for
 	// 70 % of it only, by our monotonic clock from before the attempt.
 	LeaseTTL time.Duration
 	// RenewEvery is how often leases are renewed and the relays counted. Default 1 s.
@@ -92,6 +92,8 @@ func (c Config) validate() error {
 		return errors.New("relay: Instance is not set")
 	case c.RenewEvery >= c.trust():
 		return fmt.Errorf("relay: RenewEvery %s must be less than 70 %% of LeaseTTL %s", c.RenewEvery, c.LeaseTTL)
+	case c.LeaseTTL > store.MaxLeaseTTL:
+		return fmt.Errorf("relay: LeaseTTL %s is more than %s", c.LeaseTTL, store.MaxLeaseTTL)
 	case c.PollMin > c.PollMax:
 		return fmt.Errorf("relay: PollMin %s is more than PollMax %s", c.PollMin, c.PollMax)
 	case c.RetryMin > c.RetryMax:

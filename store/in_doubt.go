@@ -51,6 +51,18 @@ func (s *Store) RecordAnswer(ctx context.Context, keys []Key, answer string, nex
 	})
 }
 
+// AskSooner lets transactions be asked about now that are due later than most from now. No pause is as long: the server's clock
+// was put back since, and may take hours to get there. It returns how many rows that were.
+func (s *Store) AskSooner(ctx context.Context, most time.Duration) (int64, error) {
+	var rows int64
+	err := s.byIndex(ctx, "asking sooner", func(ctx context.Context, tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, `UPDATE outbox.parked SET check_at = now() WHERE state = 0 AND check_at > now() + $1::interval`, most)
+		rows = tag.RowsAffected()
+		return err
+	})
+	return rows, err
+}
+
 // byIndex runs fn in a transaction whose statements find their rows by index, whatever the planner thinks of a table that was
 // empty a moment ago: ten thousand parked events that are compared with each other take a whole core for seconds.
 func (s *Store) byIndex(ctx context.Context, doing string, fn func(context.Context, pgx.Tx) error) error {

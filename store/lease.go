@@ -36,14 +36,24 @@ func (s *Store) Heartbeat(ctx context.Context, instance string, ttl time.Duratio
 	err := s.pool.QueryRow(ctx, `
 		WITH me AS (INSERT INTO outbox.relay (instance, live_until) VALUES ($1, now() + $2)
 		            ON CONFLICT (instance) DO UPDATE SET live_until = excluded.live_until)
-		SELECT count(*) FROM outbox.relay WHERE instance <> $1 AND live_until > now()`, instance, ttl).Scan(&others)
+		SELECT count(*) FROM outbox.relay WHERE instance <> $1 AND live_until > now() AND live_until <= now() + $3`, instance, ttl, farAhead(ttl)).Scan(&others)
 	if err != nil {
 		return 0, storeError("recording the heartbeat of a relay", err)
 	}
 	return others + 1, nil
 }
 
+// MaxLeaseTTL is the longest that a lease may be given out for: relays of one store may differ in it, and one that ends later
+// than twice that from now is none.
+const MaxLeaseTTL = time.Minute
+
+// farAhead is further ahead than a lease can end.
+func farAhead(ttl time.Duration) time.Duration { return 2 * max(ttl, MaxLeaseTTL) }
+
 // AcquireShards takes up to limit shards whose lease has run out (SKIP LOCKED), each with its epoch raised by one.
+//
+// A lease that ends further ahead than any is given out was given out before the server's clock was put back. It counts as run
+// out: its holder may be gone, and the clock may take hours to get there. A holder that is there renews it, or is fenced.
 //
 // It is the one write of a holder that is flushed: an epoch given out twice would let an old holder pass as the new one.
 func (s *Store) AcquireShards(ctx context.Context, instance string, ttl time.Duration, limit int) ([]Lease, error) {
@@ -52,9 +62,9 @@ func (s *Store) AcquireShards(ctx context.Context, instance string, ttl time.Dur
 	// At random, so that relays that start together do not all want the same shards.
 	rows, err := s.pool.Query(ctx, `
 		UPDATE outbox.shard s SET epoch = s.epoch + 1, holder = $1, lease_until = now() + $2
-		FROM (SELECT shard FROM outbox.shard WHERE lease_until < now() ORDER BY random() LIMIT $3 FOR UPDATE SKIP LOCKED) free
+		FROM (SELECT shard FROM outbox.shard WHERE lease_until < now() OR lease_until > now() + $4 ORDER BY random() LIMIT $3 FOR UPDATE SKIP LOCKED) free
 		WHERE s.shard = free.shard
-		RETURNING s.shard, s.epoch, s.xid, s.seq, s.oldest, s.pend, s.offsets`, instance, ttl, limit)
+		RETURNING s.shard, s.epoch, s.xid, s.seq, s.oldest, s.pend, s.offsets`, instance, ttl, limit, farAhead(ttl))
 	if err != nil {
 		return nil, storeError("acquiring shards", err)
 	}

@@ -76,6 +76,26 @@ func TestLeaseEndsByTheDatabasesClock(t *testing.T) {
 	}
 }
 
+// TestClockOfTheStoreIsPutBack: what was given out by the clock before would last until the clock gets there again.
+func TestClockOfTheStoreIsPutBack(t *testing.T) {
+	t.Parallel()
+	db := storetest.New(t, storetest.WithShards(2))
+	for _, instance := range []string{"a", "gone"} {
+		if _, err := db.Store.Heartbeat(t.Context(), instance, 5*time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	acquire(t, db.Store, "gone", 5*time.Second, 1, 1)
+	db.Exec(t, `UPDATE outbox.shard SET lease_until = lease_until + interval '10 min' WHERE holder <> ''`)
+	db.Exec(t, `UPDATE outbox.relay SET live_until = live_until + interval '10 min' WHERE instance = 'gone'`)
+	if n, err := db.Store.Heartbeat(t.Context(), "a", 5*time.Second); err != nil || n != 1 {
+		t.Errorf("%d relays are counted, %v; want the one that is there", n, err)
+	}
+	acquire(t, db.Store, "a", store.MaxLeaseTTL, 2, 2)
+	// Another relay whose leases are shorter leaves these alone.
+	acquire(t, db.Store, "b", 3*time.Second, 2, 0)
+}
+
 func TestAcquireSkipsAShardWhoseStepIsUnderWay(t *testing.T) {
 	t.Parallel()
 	db := storetest.New(t, storetest.WithShards(2))

@@ -234,6 +234,24 @@ func TestLoadParkedReadsStatesAgain(t *testing.T) {
 	}
 }
 
+// TestAskSooner: the store's clock was put back by ten minutes after transactions were to be asked about in a moment.
+func TestAskSooner(t *testing.T) {
+	t.Parallel()
+	db := storetest.New(t, storetest.WithShards(1))
+	acquire(t, db.Store, "a", time.Minute, 1, 1)
+	late, soon := storetest.Key(1), storetest.Key(1)
+	step(t, db.Store, store.Step{Shard: 0, Epoch: 1, Checkpoint: store.Checkpoint{Position: store.Position{XID: 10}},
+		Park: []store.Parked{parkedEvent(at(10, 0, 0), late, "A", store.CauseInDoubt), parkedEvent(at(10, 0, 1), soon, "B", store.CauseInDoubt)}})
+	db.Exec(t, `UPDATE outbox.parked SET check_at = now() + CASE WHEN record = 0 THEN interval '10 min' ELSE interval '1 min' END`)
+	if n, err := db.Store.AskSooner(t.Context(), 2*time.Minute); err != nil || n != 1 {
+		t.Errorf("%d rows, %v; want one", n, err)
+	}
+	found, err := db.Store.ClaimInDoubt(t.Context(), 10, time.Minute)
+	if err != nil || len(found) != 1 || found[0].Key != late {
+		t.Errorf("claimed %+v, %v; want one of %+v", found, err, late)
+	}
+}
+
 func TestClaimInDoubt(t *testing.T) {
 	t.Parallel()
 	db := storetest.New(t, storetest.WithShards(2))
@@ -310,7 +328,7 @@ func TestClaimInDoubtSkipsWhatIsBeingClaimed(t *testing.T) {
 	}
 	found, err := db.Store.ClaimInDoubt(t.Context(), 10, time.Minute)
 	if err != nil || len(found) != 0 {
-		t.Errorf("claimed %+v, %v", found, err)
+		t.Errorf("claimed %+v, %v; want %+v", found[0].Key, err, storetest.Key(1))
 	}
 }
 

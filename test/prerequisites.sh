@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What the tests need beside Go, make and a C compiler: a Java runtime and Maven for the real Apache Kafka, and for root an
-# unprivileged user that PostgreSQL can run as. Installs what is missing where it may (apt-get as root or by sudo without a
+# What the tests need beside Go, make and a C compiler: a Java runtime and Maven for the real Apache Kafka, libfaketime to set
+# the clock of a database, and for root an unprivileged user that PostgreSQL can run as. Installs what is missing where it may (apt-get as root or by sudo without a
 # password), else says what to install. Does nothing when all is there. PostgreSQL itself is fetched by the tests.
 set -euo pipefail
 
@@ -15,12 +15,16 @@ java_is_new_enough() {
   [ "${version:-0}" -ge "$oldest_java" ]
 }
 
+# Where test/robustness looks for it.
+has_faketime() { compgen -G '/usr/lib*/*/faketime/libfaketime.so.1' >/dev/null; }
+
 has_user() { getent passwd "$1" >/dev/null; }
 
 missing=()
 java_is_new_enough || missing+=(java)
 command -v mvn >/dev/null || missing+=(mvn)
 command -v openssl >/dev/null || missing+=(openssl)
+has_faketime || missing+=(libfaketime)
 if [ "$(id -u)" = 0 ] && ! has_user postgres && ! has_user nobody; then
   echo "prerequisites: adding the user postgres, because PostgreSQL does not run as root"
   useradd --system --no-create-home --shell /usr/sbin/nologin postgres
@@ -36,7 +40,8 @@ if [ "${as_root[*]:-}" = refuse ] || ! command -v apt-get >/dev/null; then
     echo "prerequisites: missing: ${missing[*]}. The tests make certificates with openssl and run a real Apache Kafka, which needs"
     echo "  - a Java runtime, version $oldest_java or newer, as java in PATH or in JAVA_HOME"
     echo "  - Maven, as mvn in PATH, to fetch Kafka from Maven Central once"
-    echo "On Debian and Ubuntu: sudo apt-get install default-jre-headless maven openssl"
+    echo "  - libfaketime, to set the clocks of databases"
+    echo "On Debian and Ubuntu: sudo apt-get install default-jre-headless maven openssl libfaketime"
   } >&2
   exit 1
 fi
@@ -60,8 +65,9 @@ for what in "${missing[@]}"; do
   case $what in
     java) packages+=("$(java_package)") ;;
     mvn) packages+=(maven) ;;
-    openssl) packages+=(openssl) ;;
+    openssl | libfaketime) packages+=("$what") ;;
   esac
 done
 "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${packages[@]}"
 java_is_new_enough || { echo "prerequisites: java is still older than $oldest_java: see JAVA_HOME and PATH" >&2; exit 1; }
+has_faketime || { echo "prerequisites: the package libfaketime has no /usr/lib*/*/faketime/libfaketime.so.1" >&2; exit 1; }

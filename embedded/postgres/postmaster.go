@@ -23,7 +23,7 @@ type postmaster struct {
 func (s *Server) startPostmaster() (*postmaster, error) {
 	p, err := process.Start(process.Options{
 		Program: filepath.Join(s.binaries.dir, "postgres"), Args: s.arguments(),
-		Dir: s.DataDir(), LogPath: s.LogFile(),
+		Env: s.config.Env, Dir: s.DataDir(), LogPath: s.LogFile(),
 		Credential: s.account.credential(),
 		// Immediate shutdown: nobody is there any more to wait for an orderly one.
 		DeathSignal: syscall.SIGQUIT,

@@ -45,6 +45,8 @@ type Config struct {
 	Port int
 	// Settings are server settings that win over this package's defaults, for instance "shared_buffers": "256MB".
 	Settings map[string]string
+	// Env is added to the environment of the server and all its processes, as "NAME=value".
+	Env []string
 	// Log receives a line when something takes long, such as the one download. Nil: silent.
 	Log func(line string)
 }

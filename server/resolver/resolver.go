@@ -115,7 +115,9 @@ func (r *Resolver) Run(ctx context.Context) error {
 		}
 		if err == nil && now.Sub(counted) > countPause {
 			counted = now
-			err = r.countInDoubt(ctx)
+			if err = r.countInDoubt(ctx); err == nil {
+				err = r.askSooner(ctx)
+			}
 		}
 		switch {
 		case ctx.Err() != nil:
@@ -350,6 +352,15 @@ func (r *Resolver) countInDoubt(ctx context.Context) error {
 		r.metrics.oldest.WithLabelValues(c.Source).Set(c.Oldest.Seconds())
 	}
 	return nil
+}
+
+// askSooner looks for transactions that would not be asked about for longer than any pause here: the store's clock was put back.
+func (r *Resolver) askSooner(ctx context.Context) error {
+	n, err := r.store.AskSooner(ctx, 2*(claimLease+max(r.cfg.RunningBackoff, r.cfg.UnknownBackoff)))
+	if n > 0 {
+		r.log.Warn("the store's clock was put back: in-doubt transactions are asked about now", "events", n)
+	}
+	return err
 }
 
 // decide writes a conclusive answer, once there is a place for it. The transaction stays in its lane until it is written.

@@ -90,6 +90,9 @@ func (c *runCmd) command() string {
 	if c.Workers != defaultWorkers {
 		flags = append(flags, fmt.Sprintf("--workers=%d", c.Workers))
 	}
+	if c.Aggregates != 200 || c.Hot != 100 {
+		flags = append(flags, fmt.Sprintf("--aggregates=%d --hot=%d", c.Aggregates, c.Hot))
+	}
 	if c.Data != "" {
 		flags = append(flags, "--data="+c.Data)
 	}

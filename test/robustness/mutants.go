@@ -88,7 +88,7 @@ func (c *mutantsCmd) hunt(ctx context.Context, m mutant) (by string, took time.D
 	begun := time.Now()
 	for round := range uint64(4) {
 		run := runCmd{
-			Length: time.Duration(m.seconds) * time.Second, Seed: 2*(c.Seed+round) + 1, Program: c.Program, Rate: 240, Workers: 6, Aggregates: 40,
+			Length: time.Duration(m.seconds) * time.Second, Seed: 2*(c.Seed+round) + 1, Program: c.Program, Rate: 240, Workers: 6, Aggregates: 40, Hot: 100,
 			Faults: m.faults, Out: c.Out, Patience: 6 * time.Second, mutant: m.name, profiles: m.profiles, lagging: m.lagging, retention: m.retention, small: true, quiet: true,
 		}
 		v, err := run.once(ctx)

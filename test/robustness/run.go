@@ -38,6 +38,7 @@ type runCmd struct {
 	Rate       float64       `default:"300" help:"Transactions a second of all drivers together. 0: as fast as it goes."`
 	Workers    int           `default:"8" help:"Transactions at a time of each driver."`
 	Aggregates int           `default:"200" help:"Of each source, some of them hot."`
+	Hot        int           `default:"100" help:"How many of a hundred draws of an aggregate prefer a few of them."`
 	Faults     []string      `help:"Only these faults. none: none at all."`
 	Tmpfs      bool          `default:"true" negatable:"" help:"Every second seed: the store on a small file system in memory, so that its disk can be full. Needs root."`
 	Out        string        `default:"bin/robustness-results" help:"Where the results go."`
@@ -71,6 +72,8 @@ type verdict struct {
 	Cannot  []string      `json:"cannot,omitempty"`
 	Decided float64       `json:"decided_seconds"`
 	Settled float64       `json:"settled_seconds"`
+	// Sights tell how it came to rest.
+	Sights  []check.Sight `json:"sights,omitempty"`
 	Seconds float64       `json:"seconds"`
 	Broker  string        `json:"broker"`
 	// Transactional: the relays wrote in Kafka transactions.
@@ -86,6 +89,7 @@ func (c *runCmd) Run(ctx context.Context) error {
 	if err != nil {
 		v.Verdict, v.Why = "unknown", err.Error()
 	}
+	v.Sights = nil // they are in results.json
 	if err := printLast(v); err != nil {
 		return err
 	}
@@ -140,7 +144,7 @@ func (c *runCmd) once(ctx context.Context) (v verdict, err error) {
 	}
 	config := cluster.Config{
 		Dir: dir, StoreDir: storeDir, Program: absolute(c.Program), Self: self, Apache: c.Apache, Seed: c.Seed, Workers: c.Workers,
-		PerSecond: c.Rate / 3, Aggregates: c.Aggregates, Profiles: c.profiles, Mutant: c.mutant, LaggingStandby: c.lagging, LogRetention: c.retention, Env: c.environment(),
+		PerSecond: c.Rate / 3, Aggregates: c.Aggregates, Hot: c.Hot, Clocks: c.clocks(), Profiles: c.profiles, Mutant: c.mutant, LaggingStandby: c.lagging, LogRetention: c.retention, Env: c.environment(),
 	}
 	if c.Old != "" {
 		config.Old = absolute(c.Old)
@@ -164,6 +168,7 @@ func (c *runCmd) once(ctx context.Context) (v verdict, err error) {
 	}
 	v.Decided = run.Settled.Decided.Seconds()
 	v.Settled = run.Settled.Within.Seconds()
+	v.Sights = run.Settled.Sights
 	if v.Violations, v.Summary, err = check.Check(run); err != nil {
 		return v, err
 	}
@@ -175,6 +180,11 @@ func (c *runCmd) once(ctx context.Context) (v verdict, err error) {
 	v.Seconds = time.Since(begun).Seconds()
 	v.Results, err = c.report(&v, run)
 	return v, err
+}
+
+// clocks reports whether a fault sets the clock of a database.
+func (c *runCmd) clocks() bool {
+	return len(c.Faults) == 0 || slices.ContainsFunc(c.Faults, func(name string) bool { return strings.Contains(name, "clock") })
 }
 
 // place lets this process and its children use what the flags say of the machine.
@@ -400,6 +410,15 @@ type settler struct {
 	settled       check.Settled
 }
 
+// note keeps what was seen, once a second.
+func (s *settler) note() {
+	at := time.Since(s.begun).Seconds()
+	x := &s.settled
+	if n := len(x.Sights); n == 0 || at-x.Sights[n-1].At >= 1 {
+		x.Sights = append(x.Sights, check.Sight{At: at, Undecided: x.Undecided, Spilled: x.Spilled, Parked: x.Blocked})
+	}
+}
+
 func (s *settler) settle(ctx context.Context) error {
 	s.settled.Limit = s.limit
 	deadline, cancel := context.WithTimeout(ctx, s.limit)
@@ -408,6 +427,7 @@ func (s *settler) settle(ctx context.Context) error {
 		if err := s.look(ctx, round); err != nil {
 			return err
 		}
+		s.note()
 		x := &s.settled
 		if x.Undecided+x.Spilled+x.Blocked == 0 {
 			break

@@ -67,6 +67,16 @@ type Settled struct {
 	// Decided is how long it took until nothing was undecided or parked, Within until everything was on Kafka, Limit how long
 	// it might.
 	Decided, Within, Limit time.Duration
+	// Sights are what was left from second to second.
+	Sights []Sight
+}
+
+// Sight is what was left so many seconds after the last fault.
+type Sight struct {
+	At        float64 `json:"at"`
+	Undecided int     `json:"undecided"`
+	Spilled   int     `json:"spilled"`
+	Parked    int     `json:"parked"`
 }
 
 // Violation is a broken promise.

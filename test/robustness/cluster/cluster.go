@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,6 +33,10 @@ type Config struct {
 	Workers    int
 	PerSecond  float64
 	Aggregates int
+	// Hot is how many of a hundred draws of an aggregate prefer a few of them.
+	Hot int
+	// Clocks: those of the databases can be set.
+	Clocks bool
 	// Profiles of the drivers; nil: the usual mix.
 	Profiles map[string]int
 	// Mutant to be.
@@ -106,7 +111,7 @@ func settings(more map[string]string) map[string]string {
 
 // Start deploys.
 func Start(ctx context.Context, c Config) (_ *Cluster, err error) {
-	cl := &Cluster{Config: c, links: newLinks(), Journals: filepath.Join(c.Dir, "journals")}
+	cl := &Cluster{Config: c, links: newLinks(c.Dir, c.Clocks), Journals: filepath.Join(c.Dir, "journals")}
 	if err := os.MkdirAll(cl.Journals, 0o755); err != nil {
 		return nil, err
 	}
@@ -253,6 +258,7 @@ func (c *Cluster) addServer(i int, env []string) error {
 		env: append(env[:len(env):len(env)], "OUTBOX_STORE_DSN="+store, "OUTBOX_SERVER_GRPC_LISTEN="+grpc, "OUTBOX_SERVER_HTTP_LISTEN="+http,
 			// The log's ring turns within a run, so that its clean-up is under test too.
 			"OUTBOX_SERVER_GENERATION_BYTES=4000000", "OUTBOX_SERVER_LOG_RETENTION="+cmp.Or(c.LogRetention, 30*time.Second).String(), "OUTBOX_STORE_STATEMENT_TIMEOUT=2s",
+			"OUTBOX_SERVER_TX_RETENTION=2h", // longer than any jump of the store's clock
 			"OUTBOX_RESOLVER_RUNNING_BACKOFF=1s", "OUTBOX_RESOLVER_UNKNOWN_BACKOFF=1s"),
 	})
 	return nil
@@ -336,7 +342,7 @@ func (c *Cluster) startDrivers(ctx context.Context) error {
 			Control: filepath.Join(c.Dir, "driver-"+s.Name+".orders"),
 			config: driver.Config{
 				Source: s.Name, DSN: s.DSN, Servers: c.servers, Seed: c.Seed*1000 + uint64(i), Workers: c.Workers, PerSecond: c.PerSecond, //nolint:gosec // small
-				Aggregates: c.Aggregates, Topics: []string{"things", "notes", GrowingTopic}, Profiles: c.Profiles, Journals: c.Journals,
+				Aggregates: c.Aggregates, Hot: c.Hot, Topics: []string{"things", "notes", GrowingTopic}, Profiles: c.Profiles, Journals: c.Journals,
 			},
 		}
 		d.config.Control = d.Control
@@ -366,6 +372,17 @@ func (c *Cluster) Drivers() []*Driver {
 	var all []*Driver
 	for _, s := range c.Sources {
 		all = append(all, s.Drivers...)
+	}
+	return all
+}
+
+// Databases are all servers of PostgreSQL, the store first.
+func (c *Cluster) Databases() []*Postgres {
+	all := []*Postgres{c.Store}
+	for _, s := range c.Sources {
+		if !slices.Contains(all, s.Postgres) {
+			all = append(all, s.Postgres)
+		}
 	}
 	return all
 }
@@ -445,15 +462,10 @@ func (c *Cluster) Stop(ctx context.Context) {
 	if c.Brokers != nil {
 		c.Brokers.Stop(ctx)
 	}
-	stopped := map[*Postgres]bool{}
-	stop := func(p *Postgres) {
-		if p != nil && !stopped[p] {
-			stopped[p] = true
+	for _, p := range c.Databases() {
+		if p != nil {
 			p.stop(ctx)
 		}
 	}
-	stop(c.Store)
-	for _, s := range c.Sources {
-		stop(s.Postgres)
-	}
+	sweepClocks()
 }

@@ -25,11 +25,13 @@ type Link struct {
 // links makes them.
 type links struct {
 	server *toxiproxy.ApiServer
+	dir    string // for what belongs to what they lead to
+	clocks bool
 	all    []*Link
 }
 
-func newLinks() *links {
-	return &links{server: toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())}
+func newLinks(dir string, clocks bool) *links {
+	return &links{dir: dir, clocks: clocks, server: toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())}
 }
 
 // add opens a link to a TCP address.

@@ -22,14 +22,34 @@ type Postgres struct {
 	links    []*Link
 	set      *links
 	retired  []*postgres.Server
+	clock    *clock // nil: as the machine's
+	env      []string
 }
 
 func (s *links) postgres(ctx context.Context, name, dir string, settings map[string]string) (*Postgres, error) {
-	server, err := postgres.Start(ctx, postgres.Config{Dir: dir, Settings: settings})
+	var (
+		clock *clock
+		env   []string
+		err   error
+	)
+	if s.clocks {
+		if clock, env, err = newClock(s.dir, name); err != nil {
+			return nil, err
+		}
+	}
+	server, err := postgres.Start(ctx, postgres.Config{Dir: dir, Settings: settings, Env: env})
 	if err != nil {
 		return nil, err
 	}
-	return &Postgres{Name: name, Server: server, Timeline: 1, settings: settings, set: s}, nil
+	return &Postgres{Name: name, Server: server, Timeline: 1, settings: settings, set: s, clock: clock, env: env}, nil
+}
+
+// SetClock puts its clock so far from the true time. False: it cannot.
+func (p *Postgres) SetClock(offset time.Duration) (bool, error) {
+	if p.clock == nil {
+		return false, nil
+	}
+	return true, p.clock.set(offset)
 }
 
 func local(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
@@ -92,7 +112,7 @@ func (p *Postgres) Standby(ctx context.Context, synchronous bool) (*postgres.Ser
 	if err := p.Wait(ctx); err != nil {
 		return nil, err
 	}
-	standby, err := postgres.StartStandby(ctx, p.Server, "standby", postgres.Config{Settings: p.settings})
+	standby, err := postgres.StartStandby(ctx, p.Server, "standby", postgres.Config{Settings: p.settings, Env: p.env})
 	if err != nil || !synchronous {
 		return standby, err
 	}

@@ -31,7 +31,9 @@ type Config struct {
 	PerSecond float64
 	// Aggregates that all drivers of the source share.
 	Aggregates int
-	Topics     []string
+	// Hot is how many of a hundred draws prefer a few of them; the others are even.
+	Hot    int
+	Topics []string
 	// Profiles are what it does, each with its weight. Nil: Mix.
 	Profiles map[string]int
 	// Journals is the directory for its journal; Control the file that it takes orders from.

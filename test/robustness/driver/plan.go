@@ -45,7 +45,7 @@ func (w *worker) plan(profile string) []change {
 	}
 	var numbers []int
 	for range wanted {
-		numbers = append(numbers, w.zipf())
+		numbers = append(numbers, w.draw())
 	}
 	slices.Sort(numbers) // no two transactions lock in opposite order
 	var changes []change
@@ -59,8 +59,12 @@ func (w *worker) plan(profile string) []change {
 // count is a number of events: mostly one, sometimes many.
 func (w *worker) count() int { return min(50, int(1/math.Pow(1-w.random.Float64(), 0.55))) }
 
-// zipf draws an aggregate: a few are hot.
-func (w *worker) zipf() int {
+// draw draws an aggregate: a few are hot. One that is very hot is published no faster than Kafka acknowledges one record after
+// the other, so that a load without a limit needs others too.
+func (w *worker) draw() int {
+	if w.random.IntN(100) >= w.Hot {
+		return w.random.IntN(w.Aggregates)
+	}
 	return int(math.Pow(float64(w.Aggregates), w.random.Float64())) - 1
 }
 

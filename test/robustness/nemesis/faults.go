@@ -76,8 +76,11 @@ func catalogue() []fault {
 		{"broker-cluster-error", []string{"kafka"}, true, clusterError},
 		{"broker-record-error", []string{"kafka"}, true, recordError},
 		{"broker-partition-increase", []string{"kafka"}, true, partitionIncrease},
-		{"clock-jump-forward", []string{"relay"}, true, clockForward},
-		{"clock-jump-back", []string{"relay"}, true, clockBack},
+		{"leases-end-early", []string{"relay", "store-clock"}, true, leasesEndEarly},
+		{"leases-last-longer", []string{"relay", "store-clock"}, true, leasesLastLonger},
+		{"store-clock-forward", []string{"store-clock"}, true, storeClockForward},
+		{"store-clock-back", []string{"relay", "store-clock"}, true, storeClockBack},
+		{"source-clock-jump", []string{"source-clock"}, false, sourceClock},
 		{"rolling-restart", []string{"server", "relay"}, true, rollingRestart},
 		{"old-binary-beside-new", []string{"server", "relay"}, true, oldBeside},
 	}
@@ -700,26 +703,79 @@ func partitionIncrease(ctx context.Context, s *stroke) error {
 	return nil
 }
 
-// clockForward: for the leases it is as if the store's clock had jumped ten minutes ahead: all have run out, and their holders
-// do not know.
-func clockForward(ctx context.Context, s *stroke) error {
-	s.n.mu.Lock()
-	s.n.jumps++
-	s.n.mu.Unlock()
+// leasesEndEarly takes all shards from holders that are well and do not know.
+func leasesEndEarly(ctx context.Context, s *stroke) error {
+	s.n.jumped()
 	if err := s.Store.Exec(ctx, "outbox", "UPDATE outbox.shard SET lease_until = lease_until - interval '10 min' WHERE holder <> ''"); err != nil {
 		return errMissed
 	}
 	return nil
 }
 
-// clockBack: the leases last longer than their holders.
-func clockBack(ctx context.Context, s *stroke) error {
+// leasesLastLonger: the leases last longer than their holders.
+func leasesLastLonger(ctx context.Context, s *stroke) error {
 	if err := s.Store.Exec(ctx, "outbox", "UPDATE outbox.shard SET lease_until = lease_until + interval '2 s' WHERE holder <> ''"); err != nil {
 		return errMissed
 	}
 	p := s.relay()
 	p.Kill()
 	return p.Start(context.WithoutCancel(ctx))
+}
+
+const (
+	// noticed is how long a server takes to notice that its clock was put.
+	noticed = 1200 * time.Millisecond
+	// leap is the shortest jump: longer than any lease or pause. The longest is twice that, because what was prepared half an
+	// hour before a failover of the store is left to an operator.
+	leap = 10 * time.Minute
+)
+
+// setClock puts a server's clock so far from the true time. heal puts it right in the end.
+func (s *stroke) setClock(ctx context.Context, p *cluster.Postgres, offset time.Duration) error {
+	if p == s.Store {
+		s.n.jumped()
+		s.n.jumped() // its processes notice one after the other
+	}
+	ok, err := p.SetClock(offset)
+	if err == nil && !ok {
+		return errCannot
+	}
+	pause(ctx, noticed)
+	return err
+}
+
+func (s *stroke) leap() time.Duration { return leap + time.Duration(s.random.Int64N(int64(leap))) }
+
+// storeClockForward: the store's clock jumps ahead, and all leases have run out.
+func storeClockForward(ctx context.Context, s *stroke) error {
+	err := s.setClock(ctx, s.Store, s.leap())
+	pause(ctx, s.while())
+	return errors.Join(err, s.setClock(ctx, s.Store, 0))
+}
+
+// storeClockBack: the store's clock is put back, and a relay dies whose leases reach far into the time that is to come again.
+func storeClockBack(ctx context.Context, s *stroke) error {
+	p := s.relay()
+	if err := s.setClock(ctx, s.Store, s.leap()); err != nil {
+		return err
+	}
+	pause(ctx, s.while())
+	p.Kill()
+	err := s.setClock(ctx, s.Store, -s.leap())
+	pause(ctx, cluster.LeaseTTL)
+	return errors.Join(err, s.setClock(ctx, s.Store, 0), p.Start(context.WithoutCancel(ctx)))
+}
+
+// sourceClock: the clock of a service's database jumps ahead, back before the true time, and is put right.
+func sourceClock(ctx context.Context, s *stroke) error {
+	p := s.source().Postgres
+	for _, offset := range []time.Duration{s.leap(), -s.leap(), 0} {
+		if err := s.setClock(ctx, p, offset); err != nil {
+			return err
+		}
+		pause(ctx, s.while()/2)
+	}
+	return nil
 }
 
 func rollingRestart(ctx context.Context, s *stroke) error {

@@ -88,6 +88,9 @@ func (n *Nemesis) Disturbances() (int, int) {
 	return n.disturbances, n.jumps
 }
 
+// jumped counts a jump of the clock by which leases go.
+func (n *Nemesis) jumped() { n.mu.Lock(); defer n.mu.Unlock(); n.jumps++ }
+
 // Err is what went wrong with the nemesis itself: then the run proves nothing.
 func (n *Nemesis) Err() error { n.mu.Lock(); defer n.mu.Unlock(); return errors.Join(n.errs...) }
 
@@ -206,6 +209,10 @@ func (n *Nemesis) heal(ctx context.Context) {
 	}
 	for node := range c.Brokers.Nodes() {
 		c.Brokers.Thaw(node)
+	}
+	for _, p := range c.Databases() { // back from wherever it is
+		_, err := p.SetClock(0)
+		errs = append(errs, err)
 	}
 	errs = append(errs, c.Brokers.Forgive(ctx))
 	for _, p := range slices.Concat(c.Servers, c.Relays) {
