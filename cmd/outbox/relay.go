@@ -20,7 +20,7 @@ type relaySettings struct {
 type relayFlags struct {
 	HTTPListen          string        `name:"http-listen" default:"127.0.0.1:7072" help:"Address of the HTTP port of a relay process: /metrics, /healthz, /readyz. Empty: none."`
 	Instance            string        `name:"instance" help:"Name of this relay, unique among all. Default: host name, process id and a random part."`
-	LeaseTTL            time.Duration `name:"lease-ttl" default:"5s" help:"How long a shard stays with a relay that does not renew its lease: the longest pause when a machine dies."`
+	LeaseTTL            time.Duration `name:"lease-ttl" default:"5s" help:"How long a shard stays with a relay that does not renew its lease: the longest pause when a machine dies. At most 1m."`
 	RenewEvery          time.Duration `name:"renew-every" default:"1s" help:"How often leases are renewed."`
 	CheckpointEvery     time.Duration `name:"checkpoint-every" default:"50ms" help:"Least time between two checkpoints of a shard."`
 	ParkAfter           time.Duration `name:"park-after" default:"500ms" help:"How long an undecided head stays in memory before it is parked."`

@@ -216,11 +216,28 @@ func thrice(strike func(context.Context, *stroke) error) func(context.Context, *
 	}
 }
 
+// rare are points that are not passed many times a second: how often one is passed at most before it kills, and how long that
+// may take.
+var rare = map[string]struct {
+	passes int
+	within time.Duration
+}{
+	"resolver.before-decision":    {3, 6 * time.Second},
+	"maintenance.before-truncate": {1, 6 * time.Second},
+	"relay.after-acquire":         {2, cluster.LeaseTTL + 4*time.Second}, // when the lease of the relay that was killed has run out
+	"relay.after-takeover":        {2, cluster.LeaseTTL + 4*time.Second},
+	"client.after-drain":          {3, 6 * time.Second},
+}
+
 // killAt kills a process at a point that it passes soon.
 func (s *stroke) killAt(ctx context.Context, p *cluster.Process, point string) error {
-	limited, cancel := context.WithTimeout(ctx, 4*time.Second)
+	passes, within := 20, 4*time.Second
+	if r, ok := rare[point]; ok {
+		passes, within = r.passes, r.within
+	}
+	limited, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	if err := p.KillAt(limited, point, 1+s.random.IntN(20)); err != nil {
+	if err := p.KillAt(limited, point, 1+s.random.IntN(passes)); err != nil {
 		return errMissed
 	}
 	s.n.hit("point:" + point)
