@@ -453,6 +453,7 @@ func TestConfigIsChecked(t *testing.T) {
 	for _, cfg := range []relay.Config{
 		{},
 		{Instance: "a", RenewEvery: time.Minute},
+		{Instance: "a", LeaseTTL: time.Minute + 1},
 		{Instance: "a", PollMin: time.Second},
 		{Instance: "a", RetryMin: time.Hour},
 		{Instance: "a", ParkFollowerAfter: time.Minute},
