@@ -18,7 +18,7 @@ type campaignCmd struct {
 	Seeds  int           `default:"20" help:"How many seeds at least, from --seed on."`
 	Total  int           `default:"1000000" help:"How many transactions in total."`
 	Limit  time.Duration `default:"12h" help:"End after the seed during which this is over."`
-	Mix    bool          `help:"Every second pair of seeds on Apache Kafka with three nodes, every fifth seed with Kafka transactions."`
+	Mix    bool          `help:"Every second pair of seeds on Apache Kafka with three nodes, every fifth seed with Kafka transactions; the clocks of databases jump."`
 }
 
 // totals are the last line.
@@ -83,6 +83,7 @@ func (c *runCmd) mix() {
 		c.Apache = 3
 	}
 	c.Transactional = c.Seed%5 == 0
+	c.Clocks = true
 }
 
 func (t *totals) print() error {

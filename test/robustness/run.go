@@ -40,6 +40,7 @@ type runCmd struct {
 	Aggregates int           `default:"200" help:"Of each source, some of them hot."`
 	Hot        int           `default:"100" help:"How many of a hundred draws of an aggregate prefer a few of them."`
 	Faults     []string      `help:"Only these faults. none: none at all."`
+	Clocks     bool          `help:"The clocks of databases jump too. Needs libfaketime: see test/prerequisites.sh."`
 	Tmpfs      bool          `default:"true" negatable:"" help:"Every second seed: the store on a small file system in memory, so that its disk can be full. Needs root."`
 	Out        string        `default:"bin/robustness-results" help:"Where the results go."`
 	Keep       bool          `help:"Keep logs and journals of a valid run too."`
@@ -182,9 +183,9 @@ func (c *runCmd) once(ctx context.Context) (v verdict, err error) {
 	return v, err
 }
 
-// clocks reports whether a fault sets the clock of a database.
+// clocks reports whether a fault may set the clock of a database.
 func (c *runCmd) clocks() bool {
-	return len(c.Faults) == 0 || slices.ContainsFunc(c.Faults, func(name string) bool { return strings.Contains(name, "clock") })
+	return c.Clocks || slices.ContainsFunc(c.Faults, func(name string) bool { return strings.Contains(name, "clock") })
 }
 
 // place lets this process and its children use what the flags say of the machine.

@@ -749,25 +749,30 @@ const (
 
 // setClock puts a server's clock so far from the true time. heal puts it right in the end.
 func (s *stroke) setClock(ctx context.Context, p *cluster.Postgres, offset time.Duration) error {
+	ok, err := p.SetClock(offset)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return errCannot
+	}
 	if p == s.Store {
 		s.n.jumped()
 		s.n.jumped() // its processes notice one after the other
 	}
-	ok, err := p.SetClock(offset)
-	if err == nil && !ok {
-		return errCannot
-	}
 	pause(ctx, noticed)
-	return err
+	return nil
 }
 
 func (s *stroke) leap() time.Duration { return leap + time.Duration(s.random.Int64N(int64(leap))) }
 
 // storeClockForward: the store's clock jumps ahead, and all leases have run out.
 func storeClockForward(ctx context.Context, s *stroke) error {
-	err := s.setClock(ctx, s.Store, s.leap())
+	if err := s.setClock(ctx, s.Store, s.leap()); err != nil {
+		return err
+	}
 	pause(ctx, s.while())
-	return errors.Join(err, s.setClock(ctx, s.Store, 0))
+	return s.setClock(ctx, s.Store, 0)
 }
 
 // storeClockBack: the store's clock is put back, and a relay dies whose leases reach far into the time that is to come again.
