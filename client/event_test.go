@@ -278,6 +278,9 @@ func TestSpilledRequestsAreReadable(t *testing.T) {
 	if err := c.PublishSpilled(t.Context(), r.Bytes()); err != nil {
 		t.Error(err)
 	}
+	if calls := p.Calls("publish"); len(calls) != 1 || !calls[0].Kept {
+		t.Errorf("the platform is not told that the request is kept: %+v", calls)
+	}
 	if err := c.PublishSpilled(t.Context(), []byte{0xff}); !client.IsInvalid(err) {
 		t.Error(err)
 	}

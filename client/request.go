@@ -61,7 +61,9 @@ func (c *Client) PublishSpilled(ctx context.Context, spilled []byte) error {
 	if err := c.check(p.GetEvents()); err != nil {
 		return err
 	}
-	return c.publish(ctx, &outboxv1.PublishRequest{Source: p.GetSource(), TransactionId: p.GetTransactionId(), Events: p.GetEvents()})
+	return c.publish(ctx, &outboxv1.PublishRequest{
+		Source: p.GetSource(), TransactionId: p.GetTransactionId(), Events: p.GetEvents(), KeptByCaller: true,
+	})
 }
 
 // SpilledEvents reads the events of a spilled request, for people who look into the marker table.

@@ -11,7 +11,7 @@ type Upkeep struct {
 	// Default 1 h.
 	MarkerRetention time.Duration
 	// SpillRetention is the age at which a spilled request is refused instead of published: the platform may have forgotten
-	// that it had it already. It must not be more than the platform's resolution retention. Default 7 days.
+	// that it had it already. It must not be more than the platform's server.resolution-retention. Default 7 days.
 	SpillRetention time.Duration
 	// DrainInterval is how often spilled requests are looked for, when nothing has said that there are any. Default 1 s.
 	DrainInterval time.Duration

@@ -29,7 +29,7 @@ var files embed.FS
 func Files() fs.FS { return files }
 
 // Revision is the newest revision in this package.
-const Revision = 2
+const Revision = 3
 
 // Table is where the applied revisions are kept.
 const Table = "outbox.schema_version"

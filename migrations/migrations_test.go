@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/outbox-platform/outbox/migrations"
 	"github.com/outbox-platform/outbox/store"
@@ -77,6 +80,59 @@ func TestUpAndDown(t *testing.T) {
 	if err := migrations.Up(t.Context(), db.DSN, nil); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestKeptByCaller: revision 3 lets a resolution say that a caller keeps its request. What is there stays, and the way back
+// removes what revision 2 does not allow.
+func TestKeptByCaller(t *testing.T) {
+	t.Parallel()
+	db := storetest.New(t, storetest.WithoutSchema())
+	resolve := func(id int, method string) error {
+		t.Helper()
+		conn := db.Connect(t)
+		defer conn.Close(context.WithoutCancel(t.Context())) //nolint:errcheck // nothing depends on it
+		_, err := conn.Exec(t.Context(), `INSERT INTO outbox.resolution (source_id, tx_id, state, method, evidence, actor)
+			VALUES (1, lpad($1::int::text, 32, '0')::uuid, 1, $2, '{}', '')`, id, method)
+		return err
+	}
+	methods := func(want ...string) {
+		t.Helper()
+		if got := storetest.Query[string](t, db, `SELECT method FROM outbox.resolution ORDER BY tx_id`); !slices.Equal(got, want) {
+			t.Errorf("resolutions by %q, want %q", got, want)
+		}
+	}
+	migrate := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused := func(err error, code string) bool {
+		var pg *pgconn.PgError
+		return errors.As(err, &pg) && pg.Code == code
+	}
+	migrate(migrations.Up(t.Context(), db.DSN, nil))
+	for got := applied(t, db.DSN); got[len(got)-1] > 2; got = applied(t, db.DSN) {
+		migrate(migrations.Down(t.Context(), db.DSN, nil))
+	}
+	migrate(errors.Join(resolve(1, "check-back"), resolve(2, "direct"), resolve(3, "operator")))
+	if err := resolve(4, "client"); !refused(err, "23514") {
+		t.Errorf("revision 2: %v", err)
+	}
+	if _, err := store.Open(t.Context(), store.Config{DSN: db.DSN}); err == nil || !strings.Contains(err.Error(), "outbox migrate up") {
+		t.Errorf("a binary that needs revision 3 opens revision 2: %v", err)
+	}
+	migrate(migrations.Up(t.Context(), db.DSN, nil))
+	migrate(resolve(4, "client"))
+	if err := resolve(5, "a guess"); !refused(err, "23514") {
+		t.Errorf("revision 3: %v", err)
+	}
+	methods("check-back", "direct", "operator", "client")
+	for got := applied(t, db.DSN); got[len(got)-1] > 2; got = applied(t, db.DSN) {
+		migrate(migrations.Down(t.Context(), db.DSN, nil))
+	}
+	methods("check-back", "direct", "operator")
+	migrate(migrations.Up(t.Context(), db.DSN, nil))
 }
 
 // Several processes of a deployment migrate at once: one does, the others find it done.

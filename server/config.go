@@ -50,7 +50,7 @@ type Config struct {
 	GenerationBytes     int64         `name:"generation-bytes" default:"536870912" help:"Size at which a generation of the log is closed."`
 	LogRetention        time.Duration `name:"log-retention" default:"1h" help:"How long published events stay readable."`
 	TxRetention         time.Duration `name:"tx-retention" default:"15m" help:"How long transactions decided by the client itself are known."`
-	ResolutionRetention time.Duration `name:"resolution-retention" default:"168h" help:"How long transactions decided by anybody else are known."`
+	ResolutionRetention time.Duration `name:"resolution-retention" default:"168h" help:"How long transactions decided by anybody else, and publishes that their callers keep (spilled, imported), are known."`
 }
 
 // DefaultConfig returns the defaults.

@@ -155,6 +155,47 @@ func TestPublish(t *testing.T) {
 	wantError(t, err, codes.AlreadyExists, outboxv1.ErrorReason_ERROR_REASON_TRANSACTION_ID_REUSED)
 }
 
+// TestPublishThatIsKept: the server remembers a Publish whose caller keeps it like a decision that it found out, by unary call and
+// session, stored or found prepared; others leave nothing.
+func TestPublishThatIsKept(t *testing.T) {
+	r := start(t)
+	r.register(t, "orders")
+	prepared := newPrepare("orders")
+	if _, err := r.client.Prepare(t.Context(), prepared); err != nil {
+		t.Fatal(err)
+	}
+	unary := &outboxv1.PublishRequest{Source: "orders", TransactionId: newID(), Events: []*outboxv1.Event{newEvent("a")}, KeptByCaller: true}
+	found := &outboxv1.PublishRequest{Source: "orders", TransactionId: prepared.GetTransactionId(), Events: prepared.GetEvents(), KeptByCaller: true}
+	ordinary := &outboxv1.PublishRequest{Source: "orders", TransactionId: newID(), Events: []*outboxv1.Event{newEvent("c")}}
+	onSession := &outboxv1.PublishRequest{Source: "orders", TransactionId: newID(), Events: []*outboxv1.Event{newEvent("b")}, KeptByCaller: true}
+	for _, req := range []*outboxv1.PublishRequest{unary, found, ordinary} {
+		if _, err := r.client.Publish(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := openSession(t, t.Context(), r.client, hello("orders"))
+	sendCalls(t, s, callPublishOf(1, onSession))
+	if err := resultError(receiveResults(t, s, 1)[1]); err != nil {
+		t.Fatal(err)
+	}
+	for _, req := range []*outboxv1.PublishRequest{unary, found, onSession, ordinary} {
+		get, err := r.client.GetTransaction(t.Context(), &outboxv1.GetTransactionRequest{Source: "orders", TransactionId: req.GetTransactionId()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := ""
+		if req.GetKeptByCaller() {
+			want = `{"kept_by_caller": true}`
+		}
+		if tx := get.GetTransaction(); tx.GetDecidedBy() != "client" || tx.GetEvidence() != want {
+			t.Errorf("kept %v: %v", req.GetKeptByCaller(), tx)
+		}
+	}
+	if n := storetest.Query[int64](t, r.db, `SELECT count(*) FROM outbox.resolution WHERE method = 'client' AND actor = 'orders'`)[0]; n != 3 {
+		t.Errorf("%d are kept, want 3", n)
+	}
+}
+
 func TestUnknownTransaction(t *testing.T) {
 	r := start(t)
 	r.register(t, "orders")

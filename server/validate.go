@@ -165,6 +165,9 @@ func (v *validator) publish(c *call, req *outboxv1.PublishRequest, src *source, 
 	if fault.Mutant("M11") { // every call is a new one
 		c.request.Key.Transaction = store.TransactionID(uuid.New())
 	}
+	if req.GetKeptByCaller() {
+		c.request.Resolution = store.KeptByCaller(src.Name)
+	}
 	return v.events(c, req.GetEvents(), src, topics)
 }
 

@@ -16,7 +16,8 @@ import (
 // a dead letter that is set aside alone blocks nobody.
 //
 // $1 source, $2 transaction, $3 shards, $4 digest, $5 shard, $6 body of the segment, $7 hash of the aggregate, $8 its type,
-// $9 its id, $10 topic, $11 error, $12 attempts, $13 body.
+// $9 its id, $10 topic, $11 error, $12 attempts, $13 body, $14–$16 method, evidence, actor: whoever adds it keeps what it is
+// made of, as in KeptByCaller.
 const addDeadLetterSQL = `
 WITH p AS (
   INSERT INTO outbox.tx (source_id, tx_id, state, shards, digest, log_xid, decided_at)
@@ -25,7 +26,10 @@ WITH p AS (
   RETURNING log_xid),
 l AS (
   INSERT INTO outbox.log (shard, seq, gen, stale, body)
-  SELECT $5::smallint, 0, (SELECT gen FROM outbox.control), NULL, $6::bytea FROM p)
+  SELECT $5::smallint, 0, (SELECT gen FROM outbox.control), NULL, $6::bytea FROM p),
+r AS (
+  INSERT INTO outbox.resolution (source_id, tx_id, state, method, evidence, actor)
+  SELECT $1, $2, 1, $14, $15::jsonb, $16 FROM p)
 INSERT INTO outbox.dead_letter (xid, agg, seq, record, shard, queue, source_id, tx_id, aggregate_type, aggregate_id, topic, error, attempts, body)
 SELECT p.log_xid, $7, 0, 0, $5, false, $1, $2, $8, $9, $10, $11, $12, $13 FROM p`
 
@@ -37,10 +41,12 @@ func (s *Store) AddDeadLetter(ctx context.Context, k Key, e *Event, reason strin
 	a := Aggregate{Source: k.Source, Type: e.AggregateType, ID: e.AggregateID}
 	shard := ShardOf(a, s.shardCount)
 	digest := xxhash.Sum64(appendEvent(nil, e))
+	kept := KeptByCaller(actor)
 	body := EncodeEvent(nil, &Record{Key: k, State: Committed, Event: *e, PreparedAt: time.Now().UnixNano()})
 	return s.transact(ctx, doing, func(tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, addDeadLetterSQL, k.Source, [16]byte(k.Transaction), int64(ShardSet(0).Add(shard)), //nolint:gosec // a bitmap
-			int64(digest), shard, []byte{segmentFormat}, aggregateHash(a), a.Type, a.ID, e.Topic, reason, attempts, body) //nolint:gosec // bits
+			int64(digest), shard, []byte{segmentFormat}, aggregateHash(a), a.Type, a.ID, e.Topic, reason, attempts, body, //nolint:gosec // bits
+			kept.Method, kept.Evidence, kept.Actor)
 		switch {
 		case err != nil:
 			return storeError(doing, err)

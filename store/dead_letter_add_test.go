@@ -62,6 +62,31 @@ func TestAddDeadLetter(t *testing.T) {
 	w.sound()
 }
 
+// TestAddDeadLetterLongAfterwards: an import that was killed is run again, days after an operator has dealt with its dead letters.
+func TestAddDeadLetterLongAfterwards(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	k, event := storetest.Key(w.src.ID), events("a")[0]
+	add := func() {
+		t.Helper()
+		if err := w.Store.AddDeadLetter(t.Context(), k, &event, "why", 0, "import"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add()
+	w.Exec(t, `DELETE FROM outbox.dead_letter`) // discarded
+	ordinary := w.publish("a")                  // at the end of the shard's log, and gone when retention has run
+	w.later()
+	if _, err := w.Store.Transaction(t.Context(), ordinary); !errors.Is(err, store.ErrUnknown) {
+		t.Fatalf("retention has not run: %v", err)
+	}
+	add()
+	if n := w.one(`SELECT count(*) FROM outbox.dead_letter`); n != 0 {
+		t.Error("it is there again")
+	}
+	w.sound()
+}
+
 func TestAddDeadLetterAfterAnAbort(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -16,7 +16,7 @@ type MaintenanceConfig struct {
 	GenerationBytes     int64         // size at which a log generation is closed. Default 512 MiB
 	LogRetention        time.Duration // how long published events stay readable, if the ring is large enough. Default 1 h
 	TxRetention         time.Duration // how long tx rows decided by the client are kept after the decision. Default 15 min
-	ResolutionRetention time.Duration // … decided by anybody else. Default 7 days
+	ResolutionRetention time.Duration // … decided by anybody else, or kept by their callers. Default 7 days
 }
 
 func (c MaintenanceConfig) withDefaults() MaintenanceConfig {

@@ -14,8 +14,8 @@ import (
 // The revisions of the schema that this package works with. A range, so that binaries and schema can be rolled out in any
 // order; migrations.Revision lies in it.
 const (
-	oldestRevision = 2
-	newestRevision = 2
+	oldestRevision = 3
+	newestRevision = 3
 )
 
 // Config says how to reach the store. The zero value of a field means its default.

@@ -28,7 +28,8 @@ type Request struct {
 	Events   []Event
 	// Shards: for Commit and Abort, from the token; 0: unknown, the writer looks it up.
 	Shards ShardSet
-	// Resolution: for Commit and Abort that did not come from the client itself; stored with the decision if it wins.
+	// Resolution: for Commit and Abort that did not come from the client itself, and KeptByCaller for Publish; stored with the
+	// decision if it wins. A transaction is known for longer with one than without.
 	Resolution *Resolution
 	// Done is called exactly once, by a goroutine of the writer, if Submit returned nil. It must not block.
 	Done func(*Request, Answer)
@@ -52,9 +53,16 @@ type Answer struct {
 
 // Resolution is the evidence of a decision that did not come from the client's own Commit or Abort.
 type Resolution struct {
-	Method   string // "check-back", "direct" or "operator"
+	Method   string // "check-back", "direct" or "operator"; "client" of KeptByCaller
 	Evidence []byte // JSON
 	Actor    string
+}
+
+// KeptByCaller is the Resolution of a Publish whose caller keeps the request and repeats it until it is answered, perhaps long
+// after TxRetention. With it the transaction is known for ResolutionRetention, so that the repetition is found to be one. actor
+// is the source's name.
+func KeptByCaller(actor string) *Resolution {
+	return &Resolution{Method: "client", Evidence: []byte(`{"kept_by_caller": true}`), Actor: actor}
 }
 
 // WriterConfig sets up a Writer. The zero value of a field means its default.

@@ -22,14 +22,14 @@ import (
 // began.
 const appendSQL = appendHeadSQL + appendTailSQL
 
-// resolveSQL is appendSQL with the evidence of decisions that are not the client's own: $13–$18 source, transaction, state,
-// method, evidence, actor. It is stored for those that win.
+// resolveSQL is appendSQL with the evidence of decisions that are not the client's own, and of publishes that their callers keep:
+// $13–$18 source, transaction, state, method, evidence, actor. It is stored for those that win.
 const resolveSQL = appendHeadSQL + `,
 r AS (
   INSERT INTO outbox.resolution (source_id, tx_id, state, method, evidence, actor)
   SELECT v.s, v.i, v.st, v.m, v.e, v.a
   FROM unnest($13::int[], $14::uuid[], $15::smallint[], $16::text[], $17::jsonb[], $18::text[]) v(s, i, st, m, e, a)
-  JOIN c ON c.source_id = v.s AND c.tx_id = v.i
+  JOIN (SELECT source_id, tx_id FROM c UNION ALL SELECT source_id, tx_id FROM p) w ON w.source_id = v.s AND w.tx_id = v.i
   ON CONFLICT (source_id, tx_id) DO UPDATE
   SET state = excluded.state, method = excluded.method, evidence = excluded.evidence, actor = excluded.actor, resolved_at = now())` + appendTailSQL
 
@@ -68,7 +68,7 @@ type batch struct {
 	prepares  []*Request // sorted by key: the n-th has ordinal n
 	decisions []*Request
 	won, lost []*Request      // after split
-	resolved  int             // decisions with evidence
+	resolved  int             // requests with evidence
 	byShard   [64][]recordRef // in the order of arrival
 
 	params [18]array
@@ -94,6 +94,9 @@ func (b *batch) build(requests []*Request) {
 		b.byShard[i] = b.byShard[i][:0]
 	}
 	for _, r := range requests {
+		if r.Resolution != nil {
+			b.resolved++
+		}
 		if r.enc.as.stores() {
 			b.prepares = append(b.prepares, r)
 			for i := range r.enc.payload.events {
@@ -103,9 +106,6 @@ func (b *batch) build(requests []*Request) {
 			continue
 		}
 		b.decisions = append(b.decisions, r)
-		if r.Resolution != nil {
-			b.resolved++
-		}
 		for s := range b.byShard {
 			if r.enc.shards.Has(int16(s)) { //nolint:gosec // below 64
 				b.byShard[s] = append(b.byShard[s], recordRef{r, -1})
@@ -222,7 +222,7 @@ func (b *batch) segment(bodies *array, refs []recordRef) []recordRef {
 	return refs
 }
 
-// resolutions fills $13–$18, if any decision carries evidence.
+// resolutions fills $13–$18, if any request carries evidence.
 func (b *batch) resolutions() {
 	if b.resolved == 0 {
 		return
@@ -231,7 +231,7 @@ func (b *batch) resolutions() {
 	for i, element := range [...]uint32{oidInt4, oidUUID, oidInt2, oidText, oidJSONB, oidText} {
 		p[i].reset(element)
 	}
-	for _, r := range b.decisions {
+	for _, r := range b.requests {
 		if r.Resolution == nil {
 			continue
 		}

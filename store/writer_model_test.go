@@ -68,6 +68,7 @@ func TestWriterAgainstModel(t *testing.T) {
 		content int
 		token   store.ShardSet
 		writer  int
+		kept    bool // of a Publish
 	}
 	var mu sync.Mutex
 	all := map[store.Key]model{}
@@ -80,6 +81,7 @@ func TestWriterAgainstModel(t *testing.T) {
 					content: rapid.SampledFrom([]int{0, 0, 0, 1}).Draw(t, "content"),
 					token:   store.ShardSet(rapid.SampledFrom([]int{0, 1, 3, 7, 64}).Draw(t, "token")),
 					writer:  rapid.IntRange(0, 1).Draw(t, "writer"),
+					kept:    rapid.Bool().Draw(t, "kept"),
 				})
 			}
 		}
@@ -96,6 +98,9 @@ func TestWriterAgainstModel(t *testing.T) {
 						r.Database, r.Events = storetest.DatabaseTransaction(3), contents[c.content]
 					case store.KindPublish:
 						r.Events = contents[c.content]
+						if c.kept {
+							r.Resolution = store.KeptByCaller("model")
+						}
 					}
 					_, err := writers[c.writer].Do(t.Context(), r)
 					if want := m.apply(c.kind, c.content); !sameAnswer(err, want) {
@@ -124,6 +129,12 @@ func TestWriterAgainstModel(t *testing.T) {
 			continue
 		}
 		checkLogged(t, log, k, len(contents[m.content]), m.state)
+	}
+	// Whichever request decided has left its note, and no other one.
+	for _, wrong := range storetest.Query[string](t, db, `
+		SELECT format('%s: resolved as %s, it is %s', r.tx_id, r.state, t.state)
+		FROM outbox.resolution r LEFT JOIN outbox.tx t USING (source_id, tx_id) WHERE t.state IS DISTINCT FROM r.state`) {
+		t.Error(wrong)
 	}
 	t.Logf("%d transactions", len(all))
 }

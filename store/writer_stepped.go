@@ -35,7 +35,7 @@ type Append struct {
 	Decisions []Row // Digest is not used
 	// Segments are without xid and generation, which the statement itself provides.
 	Segments []Segment
-	// Resolutions of decisions that are not the client's own.
+	// Resolutions of decisions that are not the client's own, and of publishes that their callers keep.
 	Resolutions map[Key]*Resolution
 }
 
@@ -140,6 +140,8 @@ func (s *SteppedWriter) append(b *batch) (stale []int32, err error) {
 	}
 	for _, r := range b.decisions {
 		a.Decisions = append(a.Decisions, row(r))
+	}
+	for _, r := range b.requests {
 		if r.Resolution != nil {
 			if a.Resolutions == nil {
 				a.Resolutions = map[Key]*Resolution{}

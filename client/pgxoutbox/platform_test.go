@@ -128,6 +128,73 @@ func TestAgainstTheRealServer(t *testing.T) {
 	realErrors(t, c)
 }
 
+// TestDrainedAgainAfterRetention: the platform has a spilled request, its OK gets lost, and it is drained again when the platform
+// has forgotten what clients do not keep. It is not stored a second time, whether or not its Prepare had arrived.
+func TestDrainedAgainAfterRetention(t *testing.T) {
+	platform := storetest.New(t)
+	source := platform.Source(t, "orders")
+	addr, _ := realServer(t, platform)
+	w := newWorld(t, options{detached: true})
+	c, err := client.New(client.Config{Target: addr, Source: source.Name, Plaintext: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	var requests []*client.Request
+	for range 2 {
+		r, err := c.Encode(t.Context(), client.NewID(), client.DatabaseTransaction{XID: 1, Mode: client.ModeClientOnly}, event("1", "spilled"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		requests = append(requests, r)
+		w.exec("INSERT INTO outbox_marker (id) VALUES ($1)", r.ID())
+	}
+	if _, err := c.PrepareRequest(t.Context(), requests[1], false); err != nil {
+		t.Fatal(err)
+	}
+	if err := pgxoutbox.Register(c, "", w.pool, spillable); err != nil {
+		t.Fatal(err)
+	}
+	drain := func() {
+		t.Helper()
+		for _, r := range requests {
+			w.exec("UPDATE outbox_marker SET spilled = $2 WHERE id = $1", r.ID(), r.Bytes())
+		}
+		storetest.Eventually(t, 20*time.Second, func() bool { return w.spilled() == 0 })
+		for _, r := range requests {
+			if tx, err := c.GetTransaction(t.Context(), r.ID()); err != nil || tx.State != client.StateCommitted {
+				t.Fatalf("%+v, %v", tx, err)
+			}
+		}
+	}
+	drain()
+	ordinary := client.NewID()
+	if err := c.Publish(t.Context(), ordinary, event("1", "not kept")); err != nil {
+		t.Fatal(err)
+	}
+	segments := func() int64 { return storetest.Query[int64](t, platform, "SELECT count(*) FROM outbox.log")[0] }
+	before := segments()
+
+	// An hour later, and everything is published.
+	platform.Exec(t, "UPDATE outbox.control SET tx_known_since = now() - '2 h'::interval")
+	platform.Exec(t, "UPDATE outbox.tx SET prepared_at = prepared_at - '1 h'::interval, decided_at = decided_at - '1 h'::interval")
+	platform.Exec(t, "UPDATE outbox.resolution SET resolved_at = resolved_at - '1 h'::interval")
+	platform.Exec(t, "UPDATE outbox.shard SET (xid, seq, oldest) = (SELECT xid, 2147483647, xid FROM outbox.log ORDER BY xid DESC LIMIT 1)")
+	if _, err := platform.Store.MaintainOnce(t.Context(), store.MaintenanceConfig{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.GetTransaction(t.Context(), ordinary); !client.IsUnknownTransaction(err) {
+		t.Fatalf("retention has not run: %v", err)
+	}
+	drain() // the rows are as they were: nobody had cleared them
+	if after := segments(); after != before {
+		t.Errorf("%d segments in the log, before the second time %d: stored twice", after, before)
+	}
+	if s := c.Stats(); s.Drained != 4 || s.Refused != 0 {
+		t.Errorf("stats %+v", s)
+	}
+}
+
 // oneOrder runs a transaction and returns the id under which it was prepared.
 func oneOrder(ctx context.Context, pool *pgxpool.Pool, c *client.Client, order string, rollback bool) (uuid.UUID, error) {
 	tx, err := pool.Begin(ctx)

@@ -39,7 +39,7 @@ valid topic, too large, given up by the old relay) become dead letters with the 
 A batch of rows is marked as published before it is handed to the platform, so that no relay of the service takes them as well; what
 became of each row is then written to last_error. It may be interrupted and run again: the rows it had taken come first, and
 ids of transactions are made from ids of rows, so nothing is published twice. Only if it was killed (or the table lost) before it could
-write down what became of a batch, run it again within server.tx-retention (15 minutes): the platform knows no longer what it had.
+write down what became of a batch, run it again within server.resolution-retention (7 days): the platform knows no longer what it had.
 
 Roles for --column: id, aggregate-type, aggregate-id, event-type, payload, created-at, published-at, last-error, topic, key,
 retry-count. --format plain: the event's id is the row's, and there are no headers but those of the source's record profile.

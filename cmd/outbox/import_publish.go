@@ -21,7 +21,7 @@ func (r *importRun) row(ctx context.Context, row *importRow) (importOutcome, err
 	if reason == "" {
 		err := r.persist(ctx, func(ctx context.Context) error {
 			_, err := r.server.data.Publish(ctx, &outboxv1.PublishRequest{
-				Source: r.cmd.Source, TransactionId: converted.transaction[:], Events: []*outboxv1.Event{converted.event},
+				Source: r.cmd.Source, TransactionId: converted.transaction[:], Events: []*outboxv1.Event{converted.event}, KeptByCaller: true,
 			})
 			return err
 		})

@@ -17,6 +17,7 @@ import (
 	outboxv1 "github.com/outbox-platform/outbox/gen/go/outbox/v1"
 
 	"github.com/outbox-platform/outbox/embedded/kafka"
+	"github.com/outbox-platform/outbox/store/storetest"
 )
 
 const eventOutboxDDL = `
@@ -286,6 +287,8 @@ func TestImportIsResumed(t *testing.T) {
 		t.Errorf("%+v", report)
 	}
 	s.exec(`DROP TRIGGER fail ON event_outbox`)
+	// Nobody runs it again before the platform has forgotten what is an hour old.
+	p.anHourLater()
 	if report := p.imports(s, exitOK); report.Rows != 20 || report.Published != 20 {
 		t.Errorf("%+v", report)
 	}
@@ -309,6 +312,42 @@ func TestImportIsResumed(t *testing.T) {
 	if report := p.imports(s, exitViolation); len(report.Left) != 1 || !strings.Contains(report.Left[0].Reason, "changed since") {
 		t.Errorf("%+v", report)
 	}
+}
+
+// anHourLater waits until everything is published, makes it an hour older, and waits until the running server has forgotten what it
+// does not keep for longer.
+func (p *runningPlatform) anHourLater() {
+	p.t.Helper()
+	conn, err := pgx.Connect(p.t.Context(), p.dsn)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer conn.Close(context.WithoutCancel(p.t.Context())) //nolint:errcheck // the test goes on without it
+	count := func(sql string) (n int) {
+		p.t.Helper()
+		if err := conn.QueryRow(p.t.Context(), sql).Scan(&n); err != nil {
+			p.t.Fatal(err)
+		}
+		return n
+	}
+	storetest.Eventually(p.t, time.Minute, func() bool {
+		return count(`SELECT count(*) FROM outbox.tx t JOIN outbox.shard s ON (t.shards >> s.shard) & 1 = 1 WHERE t.log_xid > s.xid OR s.oldest < s.xid OR s.pend <> ''`) == 0
+	})
+	for _, sql := range []string{
+		`UPDATE outbox.control SET tx_known_since = now() - '2 h'::interval`,
+		`UPDATE outbox.resolution SET resolved_at = resolved_at - '1 h'::interval`,
+		`UPDATE outbox.tx SET prepared_at = prepared_at - '1 h'::interval, decided_at = decided_at - '1 h'::interval`,
+		// One that nobody keeps, by which to see that it is done.
+		`INSERT INTO outbox.tx (source_id, tx_id, state, shards, digest, log_xid, prepared_at, decided_at)
+		 SELECT source_id, '00000000-0000-7000-8000-000000000000', 1, 1, 0, '0', now() - '1 h'::interval, now() - '1 h'::interval FROM outbox.source LIMIT 1`,
+	} {
+		if _, err := conn.Exec(p.t.Context(), sql); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+	storetest.Eventually(p.t, time.Minute, func() bool {
+		return count(`SELECT count(*) FROM outbox.tx WHERE tx_id = '00000000-0000-7000-8000-000000000000'`) == 0
+	})
 }
 
 // TestImportNoticesARunningRelay: rows that somebody else marks while they are taken over are told.

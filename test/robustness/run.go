@@ -377,7 +377,7 @@ func (c *runCmd) read(ctx context.Context, cl *cluster.Cluster, run *check.Run) 
 	if err != nil {
 		return err
 	}
-	return rows(ctx, cl.StoreDSN(), "SELECT tx_id, state, method FROM outbox.resolution", func(id uuid.UUID, state int16, method string) {
+	return rows(ctx, cl.StoreDSN(), "SELECT tx_id, state, method FROM outbox.resolution WHERE method <> 'client'", func(id uuid.UUID, state int16, method string) {
 		run.Resolutions[id] = check.Resolution{State: names[state], Method: method}
 	})
 }

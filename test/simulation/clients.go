@@ -98,6 +98,9 @@ func (w *world) send(c *client, kind store.Kind) {
 		r.Events, r.Database = slices.Clone(c.content), c.xact
 	case store.KindPublish:
 		r.Events = slices.Clone(c.content)
+		if c.key.Transaction[1]%2 == 0 {
+			r.Resolution = store.KeptByCaller("")
+		}
 	default:
 		if w.c.n(2) == 0 {
 			r.Shards = c.token

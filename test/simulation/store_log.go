@@ -98,6 +98,9 @@ func (t *appending) commit() []int32 {
 			s.tell(r.Key, store.Prepared, r.State)
 			row.decidedAt = s.now()
 		}
+		if res := t.a.Resolutions[r.Key]; res != nil {
+			s.resolutions[r.Key], row.resolvedAt = res, s.now()
+		}
 		s.tx[r.Key] = row
 	}
 	for i, r := range t.a.Decisions {

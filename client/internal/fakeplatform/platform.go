@@ -27,6 +27,8 @@ type Call struct {
 	Unary bool
 	// Events of a Prepare or a Publish.
 	Events []*outboxv1.Event
+	// Kept is a Publish's kept_by_caller.
+	Kept bool
 }
 
 // Fault is what happens to a call. The zero value: nothing special.
@@ -268,6 +270,12 @@ func call(name string, id []byte, events []*outboxv1.Event) Call {
 	return Call{Name: name, ID: u, Events: events}
 }
 
+func publishCall(r *outboxv1.PublishRequest) Call {
+	c := call("publish", r.GetTransactionId(), r.GetEvents())
+	c.Kept = r.GetKeptByCaller()
+	return c
+}
+
 // Prepare implements the API.
 func (p *Platform) Prepare(ctx context.Context, r *outboxv1.PrepareRequest) (*outboxv1.PrepareResponse, error) {
 	err := p.unary(ctx, call("prepare", r.GetTransactionId(), r.GetEvents()), func() error { return p.prepare(r) })
@@ -292,7 +300,7 @@ func (p *Platform) Abort(ctx context.Context, r *outboxv1.AbortRequest) (*outbox
 
 // Publish implements the API.
 func (p *Platform) Publish(ctx context.Context, r *outboxv1.PublishRequest) (*outboxv1.PublishResponse, error) {
-	err := p.unary(ctx, call("publish", r.GetTransactionId(), r.GetEvents()), func() error { return p.publish(r) })
+	err := p.unary(ctx, publishCall(r), func() error { return p.publish(r) })
 	return &outboxv1.PublishResponse{}, err
 }
 

@@ -153,7 +153,7 @@ func (p *Platform) workOf(c *outboxv1.SessionRequest_Call) (Call, func() error) 
 	case *outboxv1.SessionRequest_Call_Abort:
 		return call("abort", r.Abort.GetTransactionId(), nil), func() error { return p.ledger.decide(r.Abort.GetTransactionId(), Aborted) }
 	case *outboxv1.SessionRequest_Call_Publish:
-		return call("publish", r.Publish.GetTransactionId(), r.Publish.GetEvents()), func() error { return p.publish(r.Publish) }
+		return publishCall(r.Publish), func() error { return p.publish(r.Publish) }
 	}
 	return Call{Name: "nothing"}, func() error { return Invalid("call", "is empty") }
 }

@@ -339,6 +339,7 @@ async def test_spill(way: Way, platform: FakePlatform, db: SourceDatabase) -> No
     platform.start()
     await committed(platform, "1", "2")
     await until(platform, lambda: db.spilled() == 0, "cleared rows")
+    assert all(call.kept for call in platform.calls("publish")), "the platform is told that what is spilled is kept"
 
 
 async def test_must_spill_under_repeatable_read(way: Way, platform: FakePlatform, db: SourceDatabase) -> None:

@@ -163,9 +163,12 @@ class BaseClient(ABC):
         )
         return request.SerializeToString()
 
-    def _publish_body(self, transaction_id: uuid.UUID, events: Sequence[Event]) -> bytes:
+    def _publish_body(self, transaction_id: uuid.UUID, events: Sequence[Event], kept: bool) -> bytes:
         request = pb.PublishRequest(
-            source=self.config.source, transaction_id=transaction_id.bytes, events=self.protos(events)
+            source=self.config.source,
+            transaction_id=transaction_id.bytes,
+            events=self.protos(events),
+            kept_by_caller=kept,
         )
         return request.SerializeToString()
 

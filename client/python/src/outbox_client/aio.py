@@ -128,14 +128,17 @@ class AsyncOutboxClient(BaseClient):
     ) -> None:
         await self.close()
 
-    async def publish(self, *events: Event, transaction_id: uuid.UUID | None = None) -> uuid.UUID:
+    async def publish(self, *events: Event, transaction_id: uuid.UUID | None = None, kept: bool = False) -> uuid.UUID:
         """Publishes events that belong to no database transaction. They are durable and decided when it returns.
 
-        transaction_id is the idempotency key: repeating a call with the same id and the same events (with occurred_at set) is safe.
-        Default: a new one. Returns it.
+        transaction_id is the idempotency key: repeating a call with the same id and the same events (with occurred_at set) is safe,
+        for as long as the platform remembers it (15 minutes), or 7 days with kept: say so from the first call on if the events are
+        kept somewhere and published again until that succeeds. Default: a new id. Returns it.
         """
         transaction_id = transaction_id or new_id()
-        await self._engine().do(Kind.PUBLISH, self._publish_body(transaction_id, events), self.config.call_timeout)
+        await self._engine().do(
+            Kind.PUBLISH, self._publish_body(transaction_id, events, kept), self.config.call_timeout
+        )
         return transaction_id
 
     async def prepare(

@@ -413,7 +413,13 @@ type PublishRequest struct {
 	// A UUIDv7 in its 16 raw bytes; the idempotency key. For a spilled transaction the id of its Prepare.
 	TransactionId []byte `protobuf:"bytes,2,opt,name=transaction_id,json=transactionId,proto3" json:"transaction_id,omitempty"`
 	// The events, in order. At least one.
-	Events        []*Event `protobuf:"bytes,3,rep,name=events,proto3" json:"events,omitempty"`
+	Events []*Event `protobuf:"bytes,3,rep,name=events,proto3" json:"events,omitempty"`
+	// The caller keeps this request where it survives a crash, and repeats it until it is answered, however long that takes: a
+	// spilled transaction, an import. The platform then remembers it for as long as decisions that it found out itself
+	// (server.resolution-retention, 7 days) instead of server.tx-retention (15 minutes), so that a repetition within that time
+	// publishes nothing. Set it from the first call on: a repetition does not change for how long a request that is already
+	// committed is remembered. It costs the platform about 300 bytes for that time.
+	KeptByCaller  bool `protobuf:"varint,4,opt,name=kept_by_caller,json=keptByCaller,proto3" json:"kept_by_caller,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -467,6 +473,13 @@ func (x *PublishRequest) GetEvents() []*Event {
 		return x.Events
 	}
 	return nil
+}
+
+func (x *PublishRequest) GetKeptByCaller() bool {
+	if x != nil {
+		return x.KeptByCaller
+	}
+	return false
 }
 
 // PublishResponse answers PublishRequest.
@@ -1672,11 +1685,12 @@ const file_outbox_v1_outbox_service_proto_rawDesc = "" +
 	"\x06source\x18\x01 \x01(\tB\x0e\xbaH\vr\t \x01(\xff\x01\xba\x01\x01\x00R\x06source\x12.\n" +
 	"\x0etransaction_id\x18\x02 \x01(\fB\a\xbaH\x04z\x02h\x10R\rtransactionId\x12\x1d\n" +
 	"\x05token\x18\x03 \x01(\fB\a\xbaH\x04z\x02\x18@R\x05token\"\x0f\n" +
-	"\rAbortResponse\"\x9f\x01\n" +
+	"\rAbortResponse\"\xc5\x01\n" +
 	"\x0ePublishRequest\x12&\n" +
 	"\x06source\x18\x01 \x01(\tB\x0e\xbaH\vr\t \x01(\xff\x01\xba\x01\x01\x00R\x06source\x12.\n" +
 	"\x0etransaction_id\x18\x02 \x01(\fB\a\xbaH\x04z\x02h\x10R\rtransactionId\x125\n" +
-	"\x06events\x18\x03 \x03(\v2\x10.outbox.v1.EventB\v\xbaH\b\x92\x01\x05\b\x01\x10\x90NR\x06events\"\x11\n" +
+	"\x06events\x18\x03 \x03(\v2\x10.outbox.v1.EventB\v\xbaH\b\x92\x01\x05\b\x01\x10\x90NR\x06events\x12$\n" +
+	"\x0ekept_by_caller\x18\x04 \x01(\bR\fkeptByCaller\"\x11\n" +
 	"\x0fPublishResponse\"o\n" +
 	"\x15GetTransactionRequest\x12&\n" +
 	"\x06source\x18\x01 \x01(\tB\x0e\xbaH\vr\t \x01(\xff\x01\xba\x01\x01\x00R\x06source\x12.\n" +

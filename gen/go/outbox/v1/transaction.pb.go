@@ -328,7 +328,8 @@ type Transaction struct {
 	DecidedBy string `protobuf:"bytes,6,opt,name=decided_by,json=decidedBy,proto3" json:"decided_by,omitempty"`
 	// The source's database transaction; absent for published transactions.
 	DatabaseTransaction *DatabaseTransaction `protobuf:"bytes,7,opt,name=database_transaction,json=databaseTransaction,proto3" json:"database_transaction,omitempty"`
-	// What the decision rests on, for decisions that did not come from the client's own Commit or Abort; a JSON object.
+	// What the decision rests on, for decisions that did not come from the client's own Commit or Abort; a JSON object. By "client"
+	// it says {"kept_by_caller": true}, if it was PublishRequest.kept_by_caller that decided; else it is empty.
 	Evidence string `protobuf:"bytes,8,opt,name=evidence,proto3" json:"evidence,omitempty"`
 	// Its events with where each of them is now. Empty when the log no longer holds them (see retention) and they are out.
 	Events        []*EventStatus `protobuf:"bytes,9,rep,name=events,proto3" json:"events,omitempty"`

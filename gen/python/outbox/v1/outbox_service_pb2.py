@@ -28,7 +28,7 @@ from outbox.v1 import event_pb2 as outbox_dot_v1_dot_event__pb2
 from outbox.v1 import transaction_pb2 as outbox_dot_v1_dot_transaction__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eoutbox/v1/outbox_service.proto\x12\toutbox.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17google/rpc/status.proto\x1a\x15outbox/v1/event.proto\x1a\x1boutbox/v1/transaction.proto\"\xc6\x01\n\x0ePrepareRequest\x12\x1e\n\x06source\x18\x01 \x01(\tB\x0e\xbaH\x0br\t \x01(\xff\x01\xba\x01\x01\x00\x12\x1f\n\x0etransaction_id\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02h\x10\x12\x44\n\x14\x64\x61tabase_transaction\x18\x03 \x01(\x0b\x32\x1e.outbox.v1.DatabaseTransactionB\x06\xbaH\x03\xc8\x01\x01\x12-\n\x06\x65vents\x18\x04 \x03(\x0b\x32\x10.outbox.v1.EventB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x90N\" \n\x0fPrepareResponse\x12\r\n\x05token\x18\x01 \x01(\x0c\"h\n\rCommitRequest\x12\x1e\n\x06source\x18\x01 \x01(\tB\x0e\xbaH\x0br\t \x01(\xff\x01\xba\x01\x01\x00\x12\x1f\n\x0etransaction_id\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02h\x10\x12\x16\n\x05token\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18@\"\x10\n\x0e\x43ommitResponse\"g\n\x0c\x41\x62ortRequest\x12\x1e\n\x06source\x18\x01 \x01(\tB\x0e\xbaH\x0br\t \x01(\xff\x01\xba\x01\x01\x00\x12\x1f\n\x0etransaction_id\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02h\x10\x12\x16\n\x05token\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18@\"\x0f\n\rAbortResponse\"\x80\x01\n\x0ePublishRequest\x12\x1e\n\x06source\x18\x01 \x01(\tB\x0e\xbaH\x0br\t \x01(\xff\x01\xba\x01\x01\x00\x12\x1f\n\x0etransaction_id\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02h\x10\x12-\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x10.outbox.v1.EventB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x90N\"\x11\n\x0fPublishResponse\"X\n\x15GetTransactionRequest\x12\x1e\n\x06source\x18\x01 \x01(\tB\x0e\xbaH\x0br\t \x01(\xff\x01\xba\x01\x01\x00\x12\x1f\n\x0etransaction_id\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02h\x10\"E\n\x16GetTransactionResponse\x12+\n\x0btransaction\x18\x01 \x01(\x0b\x32\x16.outbox.v1.Transaction\"\x8f\x08\n\x0eSessionRequest\x12\x30\n\x05hello\x18\x01 \x01(\x0b\x32\x1f.outbox.v1.SessionRequest.HelloH\x00\x12\x30\n\x05\x63\x61lls\x18\x02 \x01(\x0b\x32\x1f.outbox.v1.SessionRequest.CallsH\x00\x12?\n\rcheck_answers\x18\x03 \x01(\x0b\x32&.outbox.v1.SessionRequest.CheckAnswersH\x00\x1aw\n\x05Hello\x12\x1e\n\x06source\x18\x01 \x01(\tB\x0e\xbaH\x0br\t \x01(\xff\x01\xba\x01\x01\x00\x12\x1b\n\tdatabases\x18\x02 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10@\x12\x15\n\x03sdk\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\xff\x01\x12\x1a\n\x08instance\x18\x04 \x01(\tB\x08\xbaH\x05r\x03(\xff\x01\x1a\x43\n\x05\x43\x61lls\x12:\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1e.outbox.v1.SessionRequest.CallB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80 \x1a\xd8\x01\n\x04\x43\x61ll\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12,\n\x07prepare\x18\x02 \x01(\x0b\x32\x19.outbox.v1.PrepareRequestH\x00\x12*\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x18.outbox.v1.CommitRequestH\x00\x12(\n\x05\x61\x62ort\x18\x04 \x01(\x0b\x32\x17.outbox.v1.AbortRequestH\x00\x12,\n\x07publish\x18\x05 \x01(\x0b\x32\x19.outbox.v1.PublishRequestH\x00\x42\r\n\x04\x63\x61ll\x12\x05\xbaH\x02\x08\x01\x1a[\n\x0c\x43heckAnswers\x12\x13\n\x0bquestion_id\x18\x01 \x01(\x04\x12\x36\n\x07\x61nswers\x18\x02 \x03(\x0b\x32%.outbox.v1.SessionRequest.CheckAnswer\x1a\xcf\x02\n\x0b\x43heckAnswer\x12\x1f\n\x0etransaction_id\x18\x01 \x01(\x0c\x42\x07\xbaH\x04z\x02h\x10\x12>\n\x07outcome\x18\x02 \x01(\x0e\x32-.outbox.v1.SessionRequest.CheckAnswer.Outcome\x12\x18\n\x06reason\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\x80\x08\x12\x1a\n\x08\x65vidence\x18\x04 \x01(\tB\x08\xbaH\x05r\x03(\x80 \x12\x13\n\x0bnaive_wrong\x18\x05 \x01(\x08\x12\x16\n\x0e\x66\x61iled_over_to\x18\x06 \x01(\r\"|\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_COMMITTED\x10\x01\x12\x13\n\x0fOUTCOME_ABORTED\x10\x02\x12\x17\n\x13OUTCOME_IN_PROGRESS\x10\x03\x12\x13\n\x0fOUTCOME_UNKNOWN\x10\x04\x42\x10\n\x07request\x12\x05\xbaH\x02\x08\x01\"\xe0\x05\n\x0fSessionResponse\x12\x35\n\x07welcome\x18\x01 \x01(\x0b\x32\".outbox.v1.SessionResponse.WelcomeH\x00\x12\x35\n\x07results\x18\x02 \x01(\x0b\x32\".outbox.v1.SessionResponse.ResultsH\x00\x12\x42\n\x0e\x63heck_question\x18\x03 \x01(\x0b\x32(.outbox.v1.SessionResponse.CheckQuestionH\x00\x12>\n\x0c\x64rain_notice\x18\x04 \x01(\x0b\x32&.outbox.v1.SessionResponse.DrainNoticeH\x00\x1a<\n\x07Welcome\x12!\n\x06limits\x18\x01 \x01(\x0b\x32\x11.outbox.v1.Limits\x12\x0e\n\x06server\x18\x02 \x01(\t\x1a=\n\x07Results\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.outbox.v1.SessionResponse.Result\x1aL\n\x06Result\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12\r\n\x05token\x18\x03 \x01(\x0c\x1ay\n\rCheckQuestion\x12\x13\n\x0bquestion_id\x18\x01 \x01(\x04\x12\x10\n\x08\x64\x61tabase\x18\x02 \x01(\t\x12\x41\n\x0ctransactions\x18\x03 \x03(\x0b\x32+.outbox.v1.SessionResponse.CheckTransaction\x1ah\n\x10\x43heckTransaction\x12\x16\n\x0etransaction_id\x18\x01 \x01(\x0c\x12<\n\x14\x64\x61tabase_transaction\x18\x02 \x01(\x0b\x32\x1e.outbox.v1.DatabaseTransaction\x1a\x1f\n\x0b\x44rainNotice\x12\x10\n\x08grace_ms\x18\x01 \x01(\rB\n\n\x08response\"\xab\x01\n\x06Limits\x12\"\n\x1amax_events_per_transaction\x18\x01 \x01(\r\x12\x1d\n\x15max_transaction_bytes\x18\x02 \x01(\x04\x12\x17\n\x0fmax_event_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bmax_headers\x18\x04 \x01(\r\x12\x18\n\x10max_header_bytes\x18\x05 \x01(\r\x12\x16\n\x0emax_open_calls\x18\x06 \x01(\r2\xab\x03\n\rOutboxService\x12@\n\x07Prepare\x12\x19.outbox.v1.PrepareRequest\x1a\x1a.outbox.v1.PrepareResponse\x12=\n\x06\x43ommit\x12\x18.outbox.v1.CommitRequest\x1a\x19.outbox.v1.CommitResponse\x12:\n\x05\x41\x62ort\x12\x17.outbox.v1.AbortRequest\x1a\x18.outbox.v1.AbortResponse\x12@\n\x07Publish\x12\x19.outbox.v1.PublishRequest\x1a\x1a.outbox.v1.PublishResponse\x12U\n\x0eGetTransaction\x12 .outbox.v1.GetTransactionRequest\x1a!.outbox.v1.GetTransactionResponse\x12\x44\n\x07Session\x12\x19.outbox.v1.SessionRequest\x1a\x1a.outbox.v1.SessionResponse(\x01\x30\x01\x42N\n\rdev.outbox.v1P\x01Z;github.com/outbox-platform/outbox/gen/go/outbox/v1;outboxv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eoutbox/v1/outbox_service.proto\x12\toutbox.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17google/rpc/status.proto\x1a\x15outbox/v1/event.proto\x1a\x1boutbox/v1/transaction.proto\"\xc6\x01\n\x0ePrepareRequest\x12\x1e\n\x06source\x18\x01 \x01(\tB\x0e\xbaH\x0br\t \x01(\xff\x01\xba\x01\x01\x00\x12\x1f\n\x0etransaction_id\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02h\x10\x12\x44\n\x14\x64\x61tabase_transaction\x18\x03 \x01(\x0b\x32\x1e.outbox.v1.DatabaseTransactionB\x06\xbaH\x03\xc8\x01\x01\x12-\n\x06\x65vents\x18\x04 \x03(\x0b\x32\x10.outbox.v1.EventB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x90N\" \n\x0fPrepareResponse\x12\r\n\x05token\x18\x01 \x01(\x0c\"h\n\rCommitRequest\x12\x1e\n\x06source\x18\x01 \x01(\tB\x0e\xbaH\x0br\t \x01(\xff\x01\xba\x01\x01\x00\x12\x1f\n\x0etransaction_id\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02h\x10\x12\x16\n\x05token\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18@\"\x10\n\x0e\x43ommitResponse\"g\n\x0c\x41\x62ortRequest\x12\x1e\n\x06source\x18\x01 \x01(\tB\x0e\xbaH\x0br\t \x01(\xff\x01\xba\x01\x01\x00\x12\x1f\n\x0etransaction_id\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02h\x10\x12\x16\n\x05token\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18@\"\x0f\n\rAbortResponse\"\x98\x01\n\x0ePublishRequest\x12\x1e\n\x06source\x18\x01 \x01(\tB\x0e\xbaH\x0br\t \x01(\xff\x01\xba\x01\x01\x00\x12\x1f\n\x0etransaction_id\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02h\x10\x12-\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x10.outbox.v1.EventB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x90N\x12\x16\n\x0ekept_by_caller\x18\x04 \x01(\x08\"\x11\n\x0fPublishResponse\"X\n\x15GetTransactionRequest\x12\x1e\n\x06source\x18\x01 \x01(\tB\x0e\xbaH\x0br\t \x01(\xff\x01\xba\x01\x01\x00\x12\x1f\n\x0etransaction_id\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02h\x10\"E\n\x16GetTransactionResponse\x12+\n\x0btransaction\x18\x01 \x01(\x0b\x32\x16.outbox.v1.Transaction\"\x8f\x08\n\x0eSessionRequest\x12\x30\n\x05hello\x18\x01 \x01(\x0b\x32\x1f.outbox.v1.SessionRequest.HelloH\x00\x12\x30\n\x05\x63\x61lls\x18\x02 \x01(\x0b\x32\x1f.outbox.v1.SessionRequest.CallsH\x00\x12?\n\rcheck_answers\x18\x03 \x01(\x0b\x32&.outbox.v1.SessionRequest.CheckAnswersH\x00\x1aw\n\x05Hello\x12\x1e\n\x06source\x18\x01 \x01(\tB\x0e\xbaH\x0br\t \x01(\xff\x01\xba\x01\x01\x00\x12\x1b\n\tdatabases\x18\x02 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10@\x12\x15\n\x03sdk\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\xff\x01\x12\x1a\n\x08instance\x18\x04 \x01(\tB\x08\xbaH\x05r\x03(\xff\x01\x1a\x43\n\x05\x43\x61lls\x12:\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1e.outbox.v1.SessionRequest.CallB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80 \x1a\xd8\x01\n\x04\x43\x61ll\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12,\n\x07prepare\x18\x02 \x01(\x0b\x32\x19.outbox.v1.PrepareRequestH\x00\x12*\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x18.outbox.v1.CommitRequestH\x00\x12(\n\x05\x61\x62ort\x18\x04 \x01(\x0b\x32\x17.outbox.v1.AbortRequestH\x00\x12,\n\x07publish\x18\x05 \x01(\x0b\x32\x19.outbox.v1.PublishRequestH\x00\x42\r\n\x04\x63\x61ll\x12\x05\xbaH\x02\x08\x01\x1a[\n\x0c\x43heckAnswers\x12\x13\n\x0bquestion_id\x18\x01 \x01(\x04\x12\x36\n\x07\x61nswers\x18\x02 \x03(\x0b\x32%.outbox.v1.SessionRequest.CheckAnswer\x1a\xcf\x02\n\x0b\x43heckAnswer\x12\x1f\n\x0etransaction_id\x18\x01 \x01(\x0c\x42\x07\xbaH\x04z\x02h\x10\x12>\n\x07outcome\x18\x02 \x01(\x0e\x32-.outbox.v1.SessionRequest.CheckAnswer.Outcome\x12\x18\n\x06reason\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\x80\x08\x12\x1a\n\x08\x65vidence\x18\x04 \x01(\tB\x08\xbaH\x05r\x03(\x80 \x12\x13\n\x0bnaive_wrong\x18\x05 \x01(\x08\x12\x16\n\x0e\x66\x61iled_over_to\x18\x06 \x01(\r\"|\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_COMMITTED\x10\x01\x12\x13\n\x0fOUTCOME_ABORTED\x10\x02\x12\x17\n\x13OUTCOME_IN_PROGRESS\x10\x03\x12\x13\n\x0fOUTCOME_UNKNOWN\x10\x04\x42\x10\n\x07request\x12\x05\xbaH\x02\x08\x01\"\xe0\x05\n\x0fSessionResponse\x12\x35\n\x07welcome\x18\x01 \x01(\x0b\x32\".outbox.v1.SessionResponse.WelcomeH\x00\x12\x35\n\x07results\x18\x02 \x01(\x0b\x32\".outbox.v1.SessionResponse.ResultsH\x00\x12\x42\n\x0e\x63heck_question\x18\x03 \x01(\x0b\x32(.outbox.v1.SessionResponse.CheckQuestionH\x00\x12>\n\x0c\x64rain_notice\x18\x04 \x01(\x0b\x32&.outbox.v1.SessionResponse.DrainNoticeH\x00\x1a<\n\x07Welcome\x12!\n\x06limits\x18\x01 \x01(\x0b\x32\x11.outbox.v1.Limits\x12\x0e\n\x06server\x18\x02 \x01(\t\x1a=\n\x07Results\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.outbox.v1.SessionResponse.Result\x1aL\n\x06Result\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12\r\n\x05token\x18\x03 \x01(\x0c\x1ay\n\rCheckQuestion\x12\x13\n\x0bquestion_id\x18\x01 \x01(\x04\x12\x10\n\x08\x64\x61tabase\x18\x02 \x01(\t\x12\x41\n\x0ctransactions\x18\x03 \x03(\x0b\x32+.outbox.v1.SessionResponse.CheckTransaction\x1ah\n\x10\x43heckTransaction\x12\x16\n\x0etransaction_id\x18\x01 \x01(\x0c\x12<\n\x14\x64\x61tabase_transaction\x18\x02 \x01(\x0b\x32\x1e.outbox.v1.DatabaseTransaction\x1a\x1f\n\x0b\x44rainNotice\x12\x10\n\x08grace_ms\x18\x01 \x01(\rB\n\n\x08response\"\xab\x01\n\x06Limits\x12\"\n\x1amax_events_per_transaction\x18\x01 \x01(\r\x12\x1d\n\x15max_transaction_bytes\x18\x02 \x01(\x04\x12\x17\n\x0fmax_event_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bmax_headers\x18\x04 \x01(\r\x12\x18\n\x10max_header_bytes\x18\x05 \x01(\r\x12\x16\n\x0emax_open_calls\x18\x06 \x01(\r2\xab\x03\n\rOutboxService\x12@\n\x07Prepare\x12\x19.outbox.v1.PrepareRequest\x1a\x1a.outbox.v1.PrepareResponse\x12=\n\x06\x43ommit\x12\x18.outbox.v1.CommitRequest\x1a\x19.outbox.v1.CommitResponse\x12:\n\x05\x41\x62ort\x12\x17.outbox.v1.AbortRequest\x1a\x18.outbox.v1.AbortResponse\x12@\n\x07Publish\x12\x19.outbox.v1.PublishRequest\x1a\x1a.outbox.v1.PublishResponse\x12U\n\x0eGetTransaction\x12 .outbox.v1.GetTransactionRequest\x1a!.outbox.v1.GetTransactionResponse\x12\x44\n\x07Session\x12\x19.outbox.v1.SessionRequest\x1a\x1a.outbox.v1.SessionResponse(\x01\x30\x01\x42N\n\rdev.outbox.v1P\x01Z;github.com/outbox-platform/outbox/gen/go/outbox/v1;outboxv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -99,43 +99,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ABORTRESPONSE']._serialized_start=615
   _globals['_ABORTRESPONSE']._serialized_end=630
   _globals['_PUBLISHREQUEST']._serialized_start=633
-  _globals['_PUBLISHREQUEST']._serialized_end=761
-  _globals['_PUBLISHRESPONSE']._serialized_start=763
-  _globals['_PUBLISHRESPONSE']._serialized_end=780
-  _globals['_GETTRANSACTIONREQUEST']._serialized_start=782
-  _globals['_GETTRANSACTIONREQUEST']._serialized_end=870
-  _globals['_GETTRANSACTIONRESPONSE']._serialized_start=872
-  _globals['_GETTRANSACTIONRESPONSE']._serialized_end=941
-  _globals['_SESSIONREQUEST']._serialized_start=944
-  _globals['_SESSIONREQUEST']._serialized_end=1983
-  _globals['_SESSIONREQUEST_HELLO']._serialized_start=1127
-  _globals['_SESSIONREQUEST_HELLO']._serialized_end=1246
-  _globals['_SESSIONREQUEST_CALLS']._serialized_start=1248
-  _globals['_SESSIONREQUEST_CALLS']._serialized_end=1315
-  _globals['_SESSIONREQUEST_CALL']._serialized_start=1318
-  _globals['_SESSIONREQUEST_CALL']._serialized_end=1534
-  _globals['_SESSIONREQUEST_CHECKANSWERS']._serialized_start=1536
-  _globals['_SESSIONREQUEST_CHECKANSWERS']._serialized_end=1627
-  _globals['_SESSIONREQUEST_CHECKANSWER']._serialized_start=1630
-  _globals['_SESSIONREQUEST_CHECKANSWER']._serialized_end=1965
-  _globals['_SESSIONREQUEST_CHECKANSWER_OUTCOME']._serialized_start=1841
-  _globals['_SESSIONREQUEST_CHECKANSWER_OUTCOME']._serialized_end=1965
-  _globals['_SESSIONRESPONSE']._serialized_start=1986
-  _globals['_SESSIONRESPONSE']._serialized_end=2722
-  _globals['_SESSIONRESPONSE_WELCOME']._serialized_start=2247
-  _globals['_SESSIONRESPONSE_WELCOME']._serialized_end=2307
-  _globals['_SESSIONRESPONSE_RESULTS']._serialized_start=2309
-  _globals['_SESSIONRESPONSE_RESULTS']._serialized_end=2370
-  _globals['_SESSIONRESPONSE_RESULT']._serialized_start=2372
-  _globals['_SESSIONRESPONSE_RESULT']._serialized_end=2448
-  _globals['_SESSIONRESPONSE_CHECKQUESTION']._serialized_start=2450
-  _globals['_SESSIONRESPONSE_CHECKQUESTION']._serialized_end=2571
-  _globals['_SESSIONRESPONSE_CHECKTRANSACTION']._serialized_start=2573
-  _globals['_SESSIONRESPONSE_CHECKTRANSACTION']._serialized_end=2677
-  _globals['_SESSIONRESPONSE_DRAINNOTICE']._serialized_start=2679
-  _globals['_SESSIONRESPONSE_DRAINNOTICE']._serialized_end=2710
-  _globals['_LIMITS']._serialized_start=2725
-  _globals['_LIMITS']._serialized_end=2896
-  _globals['_OUTBOXSERVICE']._serialized_start=2899
-  _globals['_OUTBOXSERVICE']._serialized_end=3326
+  _globals['_PUBLISHREQUEST']._serialized_end=785
+  _globals['_PUBLISHRESPONSE']._serialized_start=787
+  _globals['_PUBLISHRESPONSE']._serialized_end=804
+  _globals['_GETTRANSACTIONREQUEST']._serialized_start=806
+  _globals['_GETTRANSACTIONREQUEST']._serialized_end=894
+  _globals['_GETTRANSACTIONRESPONSE']._serialized_start=896
+  _globals['_GETTRANSACTIONRESPONSE']._serialized_end=965
+  _globals['_SESSIONREQUEST']._serialized_start=968
+  _globals['_SESSIONREQUEST']._serialized_end=2007
+  _globals['_SESSIONREQUEST_HELLO']._serialized_start=1151
+  _globals['_SESSIONREQUEST_HELLO']._serialized_end=1270
+  _globals['_SESSIONREQUEST_CALLS']._serialized_start=1272
+  _globals['_SESSIONREQUEST_CALLS']._serialized_end=1339
+  _globals['_SESSIONREQUEST_CALL']._serialized_start=1342
+  _globals['_SESSIONREQUEST_CALL']._serialized_end=1558
+  _globals['_SESSIONREQUEST_CHECKANSWERS']._serialized_start=1560
+  _globals['_SESSIONREQUEST_CHECKANSWERS']._serialized_end=1651
+  _globals['_SESSIONREQUEST_CHECKANSWER']._serialized_start=1654
+  _globals['_SESSIONREQUEST_CHECKANSWER']._serialized_end=1989
+  _globals['_SESSIONREQUEST_CHECKANSWER_OUTCOME']._serialized_start=1865
+  _globals['_SESSIONREQUEST_CHECKANSWER_OUTCOME']._serialized_end=1989
+  _globals['_SESSIONRESPONSE']._serialized_start=2010
+  _globals['_SESSIONRESPONSE']._serialized_end=2746
+  _globals['_SESSIONRESPONSE_WELCOME']._serialized_start=2271
+  _globals['_SESSIONRESPONSE_WELCOME']._serialized_end=2331
+  _globals['_SESSIONRESPONSE_RESULTS']._serialized_start=2333
+  _globals['_SESSIONRESPONSE_RESULTS']._serialized_end=2394
+  _globals['_SESSIONRESPONSE_RESULT']._serialized_start=2396
+  _globals['_SESSIONRESPONSE_RESULT']._serialized_end=2472
+  _globals['_SESSIONRESPONSE_CHECKQUESTION']._serialized_start=2474
+  _globals['_SESSIONRESPONSE_CHECKQUESTION']._serialized_end=2595
+  _globals['_SESSIONRESPONSE_CHECKTRANSACTION']._serialized_start=2597
+  _globals['_SESSIONRESPONSE_CHECKTRANSACTION']._serialized_end=2701
+  _globals['_SESSIONRESPONSE_DRAINNOTICE']._serialized_start=2703
+  _globals['_SESSIONRESPONSE_DRAINNOTICE']._serialized_end=2734
+  _globals['_LIMITS']._serialized_start=2749
+  _globals['_LIMITS']._serialized_end=2920
+  _globals['_OUTBOXSERVICE']._serialized_start=2923
+  _globals['_OUTBOXSERVICE']._serialized_end=3350
 # @@protoc_insertion_point(module_scope)

@@ -140,7 +140,9 @@ class Drain:
             raise InvalidError(grpc.StatusCode.INVALID_ARGUMENT, message, local=True) from e
         # It may have been spilled before any session had told the limits. Too large a message would end the session.
         check(p.events, self._engine.limits)
-        publish = pb.PublishRequest(source=p.source, transaction_id=p.transaction_id, events=p.events)
+        publish = pb.PublishRequest(
+            source=p.source, transaction_id=p.transaction_id, events=p.events, kept_by_caller=True
+        )
         return publish.SerializeToString()
 
     async def _settle(self, c: Connection, rows: list[Spilled]) -> None:

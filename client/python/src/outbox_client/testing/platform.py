@@ -40,6 +40,8 @@ class Call:
     """It did not come on a session."""
     events: tuple[Event, ...] = ()
     """Of a Prepare or a Publish."""
+    kept: bool = False
+    """Of a Publish: its caller keeps it, so the platform remembers it for longer."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,7 @@ class FakePlatform:
         ) -> grpc.RpcMethodHandler[Any, Any]:
             def handle(message: Any, context: grpc.ServicerContext) -> Any:
                 self._authorize(context)
-                call = Call(name, _id(message.transaction_id), True, _events(message))
+                call = _call(name, message, True)
                 try:
                     done, value = self.do(self.arrived(call), lambda: work(message))
                 except CallError as e:
@@ -278,7 +280,7 @@ class FakePlatform:
 
     def arrived_on_session(self, name: str, message: Any) -> Fault:
         """Records a call of a session and returns its fault."""
-        return self.arrived(Call(name, _id(message.transaction_id), False, _events(message)))
+        return self.arrived(_call(name, message, False))
 
     def do(self, fault: Fault, work: Callable[[], Any]) -> tuple[bool, Any]:
         """Does a call's work under its fault. False: it must not be answered. Raises CallError."""
@@ -366,6 +368,11 @@ class FakePlatform:
 
 def _id(id: bytes) -> uuid.UUID | None:
     return uuid.UUID(bytes=id) if len(id) == 16 else None
+
+
+def _call(name: str, message: Any, unary: bool) -> Call:
+    kept = bool(getattr(message, "kept_by_caller", False))
+    return Call(name, _id(message.transaction_id), unary, _events(message), kept)
 
 
 def _events(message: Any) -> tuple[Event, ...]:

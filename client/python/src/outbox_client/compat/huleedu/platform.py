@@ -154,7 +154,8 @@ class Platform:
             self.breaker.before()
             if self.client.link == "down":
                 raise_down(self.client)
-            await self.client.publish(event, transaction_id=transaction_id)
+            kept = self._may_store(engine)  # and published again, perhaps long after an answer was lost
+            await self.client.publish(event, transaction_id=transaction_id, kept=kept)
         except CircuitOpenError as e:
             await self._store_instead(engine, transaction_id, event, e)
         except UnavailableError as e:
@@ -169,8 +170,11 @@ class Platform:
         else:
             self.breaker.success()
 
+    def _may_store(self, engine: AsyncEngine) -> bool:
+        return self._settings.fallback and engine.dialect.name == "postgresql"
+
     async def _store_instead(self, engine: AsyncEngine, transaction_id: UUID, event: Event, why: Exception) -> None:
-        if not self._settings.fallback or engine.dialect.name != "postgresql":
+        if not self._may_store(engine):
             raise why
         try:
             await self._spill(engine, transaction_id, event)

@@ -18,7 +18,7 @@ from outbox_client._gen.outbox.v1 import event_pb2 as outbox_dot_v1_dot_event__p
 from outbox_client._gen.outbox.v1 import transaction_pb2 as outbox_dot_v1_dot_transaction__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eoutbox/v1/outbox_service.proto\x12\toutbox.v1\x1a\x17google/rpc/status.proto\x1a\x15outbox/v1/event.proto\x1a\x1boutbox/v1/transaction.proto\"\xcc\x01\n\x0ePrepareRequest\x12\x16\n\x06source\x18\x01 \x01(\tR\x06source\x12%\n\x0etransaction_id\x18\x02 \x01(\x0cR\rtransactionId\x12Q\n\x14\x64\x61tabase_transaction\x18\x03 \x01(\x0b\x32\x1e.outbox.v1.DatabaseTransactionR\x13\x64\x61tabaseTransaction\x12(\n\x06\x65vents\x18\x04 \x03(\x0b\x32\x10.outbox.v1.EventR\x06\x65vents\"\'\n\x0fPrepareResponse\x12\x14\n\x05token\x18\x01 \x01(\x0cR\x05token\"d\n\rCommitRequest\x12\x16\n\x06source\x18\x01 \x01(\tR\x06source\x12%\n\x0etransaction_id\x18\x02 \x01(\x0cR\rtransactionId\x12\x14\n\x05token\x18\x03 \x01(\x0cR\x05token\"\x10\n\x0e\x43ommitResponse\"c\n\x0c\x41\x62ortRequest\x12\x16\n\x06source\x18\x01 \x01(\tR\x06source\x12%\n\x0etransaction_id\x18\x02 \x01(\x0cR\rtransactionId\x12\x14\n\x05token\x18\x03 \x01(\x0cR\x05token\"\x0f\n\rAbortResponse\"y\n\x0ePublishRequest\x12\x16\n\x06source\x18\x01 \x01(\tR\x06source\x12%\n\x0etransaction_id\x18\x02 \x01(\x0cR\rtransactionId\x12(\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x10.outbox.v1.EventR\x06\x65vents\"\x11\n\x0fPublishResponse\"V\n\x15GetTransactionRequest\x12\x16\n\x06source\x18\x01 \x01(\tR\x06source\x12%\n\x0etransaction_id\x18\x02 \x01(\x0cR\rtransactionId\"R\n\x16GetTransactionResponse\x12\x38\n\x0btransaction\x18\x01 \x01(\x0b\x32\x16.outbox.v1.TransactionR\x0btransaction\"\xf0\x08\n\x0eSessionRequest\x12\x37\n\x05hello\x18\x01 \x01(\x0b\x32\x1f.outbox.v1.SessionRequest.HelloH\x00R\x05hello\x12\x37\n\x05\x63\x61lls\x18\x02 \x01(\x0b\x32\x1f.outbox.v1.SessionRequest.CallsH\x00R\x05\x63\x61lls\x12M\n\rcheck_answers\x18\x03 \x01(\x0b\x32&.outbox.v1.SessionRequest.CheckAnswersH\x00R\x0c\x63heckAnswers\x1ak\n\x05Hello\x12\x16\n\x06source\x18\x01 \x01(\tR\x06source\x12\x1c\n\tdatabases\x18\x02 \x03(\tR\tdatabases\x12\x10\n\x03sdk\x18\x03 \x01(\tR\x03sdk\x12\x1a\n\x08instance\x18\x04 \x01(\tR\x08instance\x1a=\n\x05\x43\x61lls\x12\x34\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1e.outbox.v1.SessionRequest.CallR\x05\x63\x61lls\x1a\xfa\x01\n\x04\x43\x61ll\x12\x17\n\x07\x63\x61ll_id\x18\x01 \x01(\x04R\x06\x63\x61llId\x12\x35\n\x07prepare\x18\x02 \x01(\x0b\x32\x19.outbox.v1.PrepareRequestH\x00R\x07prepare\x12\x32\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x18.outbox.v1.CommitRequestH\x00R\x06\x63ommit\x12/\n\x05\x61\x62ort\x18\x04 \x01(\x0b\x32\x17.outbox.v1.AbortRequestH\x00R\x05\x61\x62ort\x12\x35\n\x07publish\x18\x05 \x01(\x0b\x32\x19.outbox.v1.PublishRequestH\x00R\x07publishB\x06\n\x04\x63\x61ll\x1ap\n\x0c\x43heckAnswers\x12\x1f\n\x0bquestion_id\x18\x01 \x01(\x04R\nquestionId\x12?\n\x07\x61nswers\x18\x02 \x03(\x0b\x32%.outbox.v1.SessionRequest.CheckAnswerR\x07\x61nswers\x1a\xf6\x02\n\x0b\x43heckAnswer\x12%\n\x0etransaction_id\x18\x01 \x01(\x0cR\rtransactionId\x12G\n\x07outcome\x18\x02 \x01(\x0e\x32-.outbox.v1.SessionRequest.CheckAnswer.OutcomeR\x07outcome\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1a\n\x08\x65vidence\x18\x04 \x01(\tR\x08\x65vidence\x12\x1f\n\x0bnaive_wrong\x18\x05 \x01(\x08R\nnaiveWrong\x12$\n\x0e\x66\x61iled_over_to\x18\x06 \x01(\rR\x0c\x66\x61iledOverTo\"|\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_COMMITTED\x10\x01\x12\x13\n\x0fOUTCOME_ABORTED\x10\x02\x12\x17\n\x13OUTCOME_IN_PROGRESS\x10\x03\x12\x13\n\x0fOUTCOME_UNKNOWN\x10\x04\x42\t\n\x07request\"\x91\x07\n\x0fSessionResponse\x12>\n\x07welcome\x18\x01 \x01(\x0b\x32\".outbox.v1.SessionResponse.WelcomeH\x00R\x07welcome\x12>\n\x07results\x18\x02 \x01(\x0b\x32\".outbox.v1.SessionResponse.ResultsH\x00R\x07results\x12Q\n\x0e\x63heck_question\x18\x03 \x01(\x0b\x32(.outbox.v1.SessionResponse.CheckQuestionH\x00R\rcheckQuestion\x12K\n\x0c\x64rain_notice\x18\x04 \x01(\x0b\x32&.outbox.v1.SessionResponse.DrainNoticeH\x00R\x0b\x64rainNotice\x1aL\n\x07Welcome\x12)\n\x06limits\x18\x01 \x01(\x0b\x32\x11.outbox.v1.LimitsR\x06limits\x12\x16\n\x06server\x18\x02 \x01(\tR\x06server\x1a\x46\n\x07Results\x12;\n\x07results\x18\x01 \x03(\x0b\x32!.outbox.v1.SessionResponse.ResultR\x07results\x1a\x63\n\x06Result\x12\x17\n\x07\x63\x61ll_id\x18\x01 \x01(\x04R\x06\x63\x61llId\x12*\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusR\x06status\x12\x14\n\x05token\x18\x03 \x01(\x0cR\x05token\x1a\x9d\x01\n\rCheckQuestion\x12\x1f\n\x0bquestion_id\x18\x01 \x01(\x04R\nquestionId\x12\x1a\n\x08\x64\x61tabase\x18\x02 \x01(\tR\x08\x64\x61tabase\x12O\n\x0ctransactions\x18\x03 \x03(\x0b\x32+.outbox.v1.SessionResponse.CheckTransactionR\x0ctransactions\x1a\x8c\x01\n\x10\x43heckTransaction\x12%\n\x0etransaction_id\x18\x01 \x01(\x0cR\rtransactionId\x12Q\n\x14\x64\x61tabase_transaction\x18\x02 \x01(\x0b\x32\x1e.outbox.v1.DatabaseTransactionR\x13\x64\x61tabaseTransaction\x1a(\n\x0b\x44rainNotice\x12\x19\n\x08grace_ms\x18\x01 \x01(\rR\x07graceMsB\n\n\x08response\"\x92\x02\n\x06Limits\x12;\n\x1amax_events_per_transaction\x18\x01 \x01(\rR\x17maxEventsPerTransaction\x12\x32\n\x15max_transaction_bytes\x18\x02 \x01(\x04R\x13maxTransactionBytes\x12&\n\x0fmax_event_bytes\x18\x03 \x01(\x04R\rmaxEventBytes\x12\x1f\n\x0bmax_headers\x18\x04 \x01(\rR\nmaxHeaders\x12(\n\x10max_header_bytes\x18\x05 \x01(\rR\x0emaxHeaderBytes\x12$\n\x0emax_open_calls\x18\x06 \x01(\rR\x0cmaxOpenCalls2\xab\x03\n\rOutboxService\x12@\n\x07Prepare\x12\x19.outbox.v1.PrepareRequest\x1a\x1a.outbox.v1.PrepareResponse\x12=\n\x06\x43ommit\x12\x18.outbox.v1.CommitRequest\x1a\x19.outbox.v1.CommitResponse\x12:\n\x05\x41\x62ort\x12\x17.outbox.v1.AbortRequest\x1a\x18.outbox.v1.AbortResponse\x12@\n\x07Publish\x12\x19.outbox.v1.PublishRequest\x1a\x1a.outbox.v1.PublishResponse\x12U\n\x0eGetTransaction\x12 .outbox.v1.GetTransactionRequest\x1a!.outbox.v1.GetTransactionResponse\x12\x44\n\x07Session\x12\x19.outbox.v1.SessionRequest\x1a\x1a.outbox.v1.SessionResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eoutbox/v1/outbox_service.proto\x12\toutbox.v1\x1a\x17google/rpc/status.proto\x1a\x15outbox/v1/event.proto\x1a\x1boutbox/v1/transaction.proto\"\xcc\x01\n\x0ePrepareRequest\x12\x16\n\x06source\x18\x01 \x01(\tR\x06source\x12%\n\x0etransaction_id\x18\x02 \x01(\x0cR\rtransactionId\x12Q\n\x14\x64\x61tabase_transaction\x18\x03 \x01(\x0b\x32\x1e.outbox.v1.DatabaseTransactionR\x13\x64\x61tabaseTransaction\x12(\n\x06\x65vents\x18\x04 \x03(\x0b\x32\x10.outbox.v1.EventR\x06\x65vents\"\'\n\x0fPrepareResponse\x12\x14\n\x05token\x18\x01 \x01(\x0cR\x05token\"d\n\rCommitRequest\x12\x16\n\x06source\x18\x01 \x01(\tR\x06source\x12%\n\x0etransaction_id\x18\x02 \x01(\x0cR\rtransactionId\x12\x14\n\x05token\x18\x03 \x01(\x0cR\x05token\"\x10\n\x0e\x43ommitResponse\"c\n\x0c\x41\x62ortRequest\x12\x16\n\x06source\x18\x01 \x01(\tR\x06source\x12%\n\x0etransaction_id\x18\x02 \x01(\x0cR\rtransactionId\x12\x14\n\x05token\x18\x03 \x01(\x0cR\x05token\"\x0f\n\rAbortResponse\"\x9f\x01\n\x0ePublishRequest\x12\x16\n\x06source\x18\x01 \x01(\tR\x06source\x12%\n\x0etransaction_id\x18\x02 \x01(\x0cR\rtransactionId\x12(\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x10.outbox.v1.EventR\x06\x65vents\x12$\n\x0ekept_by_caller\x18\x04 \x01(\x08R\x0ckeptByCaller\"\x11\n\x0fPublishResponse\"V\n\x15GetTransactionRequest\x12\x16\n\x06source\x18\x01 \x01(\tR\x06source\x12%\n\x0etransaction_id\x18\x02 \x01(\x0cR\rtransactionId\"R\n\x16GetTransactionResponse\x12\x38\n\x0btransaction\x18\x01 \x01(\x0b\x32\x16.outbox.v1.TransactionR\x0btransaction\"\xf0\x08\n\x0eSessionRequest\x12\x37\n\x05hello\x18\x01 \x01(\x0b\x32\x1f.outbox.v1.SessionRequest.HelloH\x00R\x05hello\x12\x37\n\x05\x63\x61lls\x18\x02 \x01(\x0b\x32\x1f.outbox.v1.SessionRequest.CallsH\x00R\x05\x63\x61lls\x12M\n\rcheck_answers\x18\x03 \x01(\x0b\x32&.outbox.v1.SessionRequest.CheckAnswersH\x00R\x0c\x63heckAnswers\x1ak\n\x05Hello\x12\x16\n\x06source\x18\x01 \x01(\tR\x06source\x12\x1c\n\tdatabases\x18\x02 \x03(\tR\tdatabases\x12\x10\n\x03sdk\x18\x03 \x01(\tR\x03sdk\x12\x1a\n\x08instance\x18\x04 \x01(\tR\x08instance\x1a=\n\x05\x43\x61lls\x12\x34\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1e.outbox.v1.SessionRequest.CallR\x05\x63\x61lls\x1a\xfa\x01\n\x04\x43\x61ll\x12\x17\n\x07\x63\x61ll_id\x18\x01 \x01(\x04R\x06\x63\x61llId\x12\x35\n\x07prepare\x18\x02 \x01(\x0b\x32\x19.outbox.v1.PrepareRequestH\x00R\x07prepare\x12\x32\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x18.outbox.v1.CommitRequestH\x00R\x06\x63ommit\x12/\n\x05\x61\x62ort\x18\x04 \x01(\x0b\x32\x17.outbox.v1.AbortRequestH\x00R\x05\x61\x62ort\x12\x35\n\x07publish\x18\x05 \x01(\x0b\x32\x19.outbox.v1.PublishRequestH\x00R\x07publishB\x06\n\x04\x63\x61ll\x1ap\n\x0c\x43heckAnswers\x12\x1f\n\x0bquestion_id\x18\x01 \x01(\x04R\nquestionId\x12?\n\x07\x61nswers\x18\x02 \x03(\x0b\x32%.outbox.v1.SessionRequest.CheckAnswerR\x07\x61nswers\x1a\xf6\x02\n\x0b\x43heckAnswer\x12%\n\x0etransaction_id\x18\x01 \x01(\x0cR\rtransactionId\x12G\n\x07outcome\x18\x02 \x01(\x0e\x32-.outbox.v1.SessionRequest.CheckAnswer.OutcomeR\x07outcome\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1a\n\x08\x65vidence\x18\x04 \x01(\tR\x08\x65vidence\x12\x1f\n\x0bnaive_wrong\x18\x05 \x01(\x08R\nnaiveWrong\x12$\n\x0e\x66\x61iled_over_to\x18\x06 \x01(\rR\x0c\x66\x61iledOverTo\"|\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_COMMITTED\x10\x01\x12\x13\n\x0fOUTCOME_ABORTED\x10\x02\x12\x17\n\x13OUTCOME_IN_PROGRESS\x10\x03\x12\x13\n\x0fOUTCOME_UNKNOWN\x10\x04\x42\t\n\x07request\"\x91\x07\n\x0fSessionResponse\x12>\n\x07welcome\x18\x01 \x01(\x0b\x32\".outbox.v1.SessionResponse.WelcomeH\x00R\x07welcome\x12>\n\x07results\x18\x02 \x01(\x0b\x32\".outbox.v1.SessionResponse.ResultsH\x00R\x07results\x12Q\n\x0e\x63heck_question\x18\x03 \x01(\x0b\x32(.outbox.v1.SessionResponse.CheckQuestionH\x00R\rcheckQuestion\x12K\n\x0c\x64rain_notice\x18\x04 \x01(\x0b\x32&.outbox.v1.SessionResponse.DrainNoticeH\x00R\x0b\x64rainNotice\x1aL\n\x07Welcome\x12)\n\x06limits\x18\x01 \x01(\x0b\x32\x11.outbox.v1.LimitsR\x06limits\x12\x16\n\x06server\x18\x02 \x01(\tR\x06server\x1a\x46\n\x07Results\x12;\n\x07results\x18\x01 \x03(\x0b\x32!.outbox.v1.SessionResponse.ResultR\x07results\x1a\x63\n\x06Result\x12\x17\n\x07\x63\x61ll_id\x18\x01 \x01(\x04R\x06\x63\x61llId\x12*\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusR\x06status\x12\x14\n\x05token\x18\x03 \x01(\x0cR\x05token\x1a\x9d\x01\n\rCheckQuestion\x12\x1f\n\x0bquestion_id\x18\x01 \x01(\x04R\nquestionId\x12\x1a\n\x08\x64\x61tabase\x18\x02 \x01(\tR\x08\x64\x61tabase\x12O\n\x0ctransactions\x18\x03 \x03(\x0b\x32+.outbox.v1.SessionResponse.CheckTransactionR\x0ctransactions\x1a\x8c\x01\n\x10\x43heckTransaction\x12%\n\x0etransaction_id\x18\x01 \x01(\x0cR\rtransactionId\x12Q\n\x14\x64\x61tabase_transaction\x18\x02 \x01(\x0b\x32\x1e.outbox.v1.DatabaseTransactionR\x13\x64\x61tabaseTransaction\x1a(\n\x0b\x44rainNotice\x12\x19\n\x08grace_ms\x18\x01 \x01(\rR\x07graceMsB\n\n\x08response\"\x92\x02\n\x06Limits\x12;\n\x1amax_events_per_transaction\x18\x01 \x01(\rR\x17maxEventsPerTransaction\x12\x32\n\x15max_transaction_bytes\x18\x02 \x01(\x04R\x13maxTransactionBytes\x12&\n\x0fmax_event_bytes\x18\x03 \x01(\x04R\rmaxEventBytes\x12\x1f\n\x0bmax_headers\x18\x04 \x01(\rR\nmaxHeaders\x12(\n\x10max_header_bytes\x18\x05 \x01(\rR\x0emaxHeaderBytes\x12$\n\x0emax_open_calls\x18\x06 \x01(\rR\x0cmaxOpenCalls2\xab\x03\n\rOutboxService\x12@\n\x07Prepare\x12\x19.outbox.v1.PrepareRequest\x1a\x1a.outbox.v1.PrepareResponse\x12=\n\x06\x43ommit\x12\x18.outbox.v1.CommitRequest\x1a\x19.outbox.v1.CommitResponse\x12:\n\x05\x41\x62ort\x12\x17.outbox.v1.AbortRequest\x1a\x18.outbox.v1.AbortResponse\x12@\n\x07Publish\x12\x19.outbox.v1.PublishRequest\x1a\x1a.outbox.v1.PublishResponse\x12U\n\x0eGetTransaction\x12 .outbox.v1.GetTransactionRequest\x1a!.outbox.v1.GetTransactionResponse\x12\x44\n\x07Session\x12\x19.outbox.v1.SessionRequest\x1a\x1a.outbox.v1.SessionResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,44 +37,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ABORTREQUEST']._serialized_end=589
   _globals['_ABORTRESPONSE']._serialized_start=591
   _globals['_ABORTRESPONSE']._serialized_end=606
-  _globals['_PUBLISHREQUEST']._serialized_start=608
-  _globals['_PUBLISHREQUEST']._serialized_end=729
-  _globals['_PUBLISHRESPONSE']._serialized_start=731
-  _globals['_PUBLISHRESPONSE']._serialized_end=748
-  _globals['_GETTRANSACTIONREQUEST']._serialized_start=750
-  _globals['_GETTRANSACTIONREQUEST']._serialized_end=836
-  _globals['_GETTRANSACTIONRESPONSE']._serialized_start=838
-  _globals['_GETTRANSACTIONRESPONSE']._serialized_end=920
-  _globals['_SESSIONREQUEST']._serialized_start=923
-  _globals['_SESSIONREQUEST']._serialized_end=2059
-  _globals['_SESSIONREQUEST_HELLO']._serialized_start=1134
-  _globals['_SESSIONREQUEST_HELLO']._serialized_end=1241
-  _globals['_SESSIONREQUEST_CALLS']._serialized_start=1243
-  _globals['_SESSIONREQUEST_CALLS']._serialized_end=1304
-  _globals['_SESSIONREQUEST_CALL']._serialized_start=1307
-  _globals['_SESSIONREQUEST_CALL']._serialized_end=1557
-  _globals['_SESSIONREQUEST_CHECKANSWERS']._serialized_start=1559
-  _globals['_SESSIONREQUEST_CHECKANSWERS']._serialized_end=1671
-  _globals['_SESSIONREQUEST_CHECKANSWER']._serialized_start=1674
-  _globals['_SESSIONREQUEST_CHECKANSWER']._serialized_end=2048
-  _globals['_SESSIONREQUEST_CHECKANSWER_OUTCOME']._serialized_start=1924
-  _globals['_SESSIONREQUEST_CHECKANSWER_OUTCOME']._serialized_end=2048
-  _globals['_SESSIONRESPONSE']._serialized_start=2062
-  _globals['_SESSIONRESPONSE']._serialized_end=2975
-  _globals['_SESSIONRESPONSE_WELCOME']._serialized_start=2369
-  _globals['_SESSIONRESPONSE_WELCOME']._serialized_end=2445
-  _globals['_SESSIONRESPONSE_RESULTS']._serialized_start=2447
-  _globals['_SESSIONRESPONSE_RESULTS']._serialized_end=2517
-  _globals['_SESSIONRESPONSE_RESULT']._serialized_start=2519
-  _globals['_SESSIONRESPONSE_RESULT']._serialized_end=2618
-  _globals['_SESSIONRESPONSE_CHECKQUESTION']._serialized_start=2621
-  _globals['_SESSIONRESPONSE_CHECKQUESTION']._serialized_end=2778
-  _globals['_SESSIONRESPONSE_CHECKTRANSACTION']._serialized_start=2781
-  _globals['_SESSIONRESPONSE_CHECKTRANSACTION']._serialized_end=2921
-  _globals['_SESSIONRESPONSE_DRAINNOTICE']._serialized_start=2923
-  _globals['_SESSIONRESPONSE_DRAINNOTICE']._serialized_end=2963
-  _globals['_LIMITS']._serialized_start=2978
-  _globals['_LIMITS']._serialized_end=3252
-  _globals['_OUTBOXSERVICE']._serialized_start=3255
-  _globals['_OUTBOXSERVICE']._serialized_end=3682
+  _globals['_PUBLISHREQUEST']._serialized_start=609
+  _globals['_PUBLISHREQUEST']._serialized_end=768
+  _globals['_PUBLISHRESPONSE']._serialized_start=770
+  _globals['_PUBLISHRESPONSE']._serialized_end=787
+  _globals['_GETTRANSACTIONREQUEST']._serialized_start=789
+  _globals['_GETTRANSACTIONREQUEST']._serialized_end=875
+  _globals['_GETTRANSACTIONRESPONSE']._serialized_start=877
+  _globals['_GETTRANSACTIONRESPONSE']._serialized_end=959
+  _globals['_SESSIONREQUEST']._serialized_start=962
+  _globals['_SESSIONREQUEST']._serialized_end=2098
+  _globals['_SESSIONREQUEST_HELLO']._serialized_start=1173
+  _globals['_SESSIONREQUEST_HELLO']._serialized_end=1280
+  _globals['_SESSIONREQUEST_CALLS']._serialized_start=1282
+  _globals['_SESSIONREQUEST_CALLS']._serialized_end=1343
+  _globals['_SESSIONREQUEST_CALL']._serialized_start=1346
+  _globals['_SESSIONREQUEST_CALL']._serialized_end=1596
+  _globals['_SESSIONREQUEST_CHECKANSWERS']._serialized_start=1598
+  _globals['_SESSIONREQUEST_CHECKANSWERS']._serialized_end=1710
+  _globals['_SESSIONREQUEST_CHECKANSWER']._serialized_start=1713
+  _globals['_SESSIONREQUEST_CHECKANSWER']._serialized_end=2087
+  _globals['_SESSIONREQUEST_CHECKANSWER_OUTCOME']._serialized_start=1963
+  _globals['_SESSIONREQUEST_CHECKANSWER_OUTCOME']._serialized_end=2087
+  _globals['_SESSIONRESPONSE']._serialized_start=2101
+  _globals['_SESSIONRESPONSE']._serialized_end=3014
+  _globals['_SESSIONRESPONSE_WELCOME']._serialized_start=2408
+  _globals['_SESSIONRESPONSE_WELCOME']._serialized_end=2484
+  _globals['_SESSIONRESPONSE_RESULTS']._serialized_start=2486
+  _globals['_SESSIONRESPONSE_RESULTS']._serialized_end=2556
+  _globals['_SESSIONRESPONSE_RESULT']._serialized_start=2558
+  _globals['_SESSIONRESPONSE_RESULT']._serialized_end=2657
+  _globals['_SESSIONRESPONSE_CHECKQUESTION']._serialized_start=2660
+  _globals['_SESSIONRESPONSE_CHECKQUESTION']._serialized_end=2817
+  _globals['_SESSIONRESPONSE_CHECKTRANSACTION']._serialized_start=2820
+  _globals['_SESSIONRESPONSE_CHECKTRANSACTION']._serialized_end=2960
+  _globals['_SESSIONRESPONSE_DRAINNOTICE']._serialized_start=2962
+  _globals['_SESSIONRESPONSE_DRAINNOTICE']._serialized_end=3002
+  _globals['_LIMITS']._serialized_start=3017
+  _globals['_LIMITS']._serialized_end=3291
+  _globals['_OUTBOXSERVICE']._serialized_start=3294
+  _globals['_OUTBOXSERVICE']._serialized_end=3721
 # @@protoc_insertion_point(module_scope)

@@ -57,14 +57,16 @@ class AbortResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class PublishRequest(_message.Message):
-    __slots__ = ("source", "transaction_id", "events")
+    __slots__ = ("source", "transaction_id", "events", "kept_by_caller")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_BY_CALLER_FIELD_NUMBER: _ClassVar[int]
     source: str
     transaction_id: bytes
     events: _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]
-    def __init__(self, source: _Optional[str] = ..., transaction_id: _Optional[bytes] = ..., events: _Optional[_Iterable[_Union[_event_pb2.Event, _Mapping]]] = ...) -> None: ...
+    kept_by_caller: bool
+    def __init__(self, source: _Optional[str] = ..., transaction_id: _Optional[bytes] = ..., events: _Optional[_Iterable[_Union[_event_pb2.Event, _Mapping]]] = ..., kept_by_caller: _Optional[bool] = ...) -> None: ...
 
 class PublishResponse(_message.Message):
     __slots__ = ()
