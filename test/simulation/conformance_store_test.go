@@ -290,6 +290,10 @@ func (c *comparison) requests() {
 			r.Database = &store.DatabaseTransaction{Database: "default", XID: 700 + uint64(k.Transaction[15]), SystemIdentifier: 7, Timeline: 1, Mode: store.ModeMarker}
 		case store.KindPublish:
 			r.Events, a.text = events, fmt.Sprint(a.text, " content ", variant)
+			if c.chance("kept", 3) {
+				r.Resolution = store.KeptByCaller("its caller")
+				a.text += " kept"
+			}
 		case store.KindCommit, store.KindAbort:
 			r.Shards = []store.ShardSet{0, shards, shards, 1, 1 << 40}[c.number("token", 5)]
 			a.text = fmt.Sprintf("%s token %b", a.text, r.Shards)
