@@ -154,7 +154,7 @@ func TestVersion(t *testing.T) {
 	if r := outbox(t, "", "version"); r.code != exitOK || !strings.HasPrefix(r.out, "outbox development (go") {
 		t.Errorf("%+v", r)
 	}
-	if r := outbox(t, "", "version", "-o", "json"); r.code != exitOK || !strings.Contains(r.out, `"schema": 2`) {
+	if r := outbox(t, "", "version", "-o", "json"); r.code != exitOK || !strings.Contains(r.out, `"schema": 3`) {
 		t.Errorf("%+v", r)
 	}
 }

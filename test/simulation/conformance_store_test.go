@@ -290,7 +290,7 @@ func (c *comparison) requests() {
 			r.Database = &store.DatabaseTransaction{Database: "default", XID: 700 + uint64(k.Transaction[15]), SystemIdentifier: 7, Timeline: 1, Mode: store.ModeMarker}
 		case store.KindPublish:
 			r.Events, a.text = events, fmt.Sprint(a.text, " content ", variant)
-			if c.chance("kept", 3) {
+			if k.Transaction[15]%3 == 0 {
 				r.Resolution = store.KeptByCaller("its caller")
 				a.text += " kept"
 			}
