@@ -53,6 +53,9 @@ func (r *Reader) Suspicious() bool { return r.horizon.suspicious(time.Now()) }
 // TruncationPaused reports whether the last attempt to empty a generation found it locked.
 func (s *Store) TruncationPaused() bool { return !s.maintenance.truncateAfter.IsZero() }
 
+// TruncateAgain lets the next pass try at once to empty a generation that was found locked.
+func (s *Store) TruncateAgain() { s.maintenance.truncateAfter = time.Time{} }
+
 // AppendTogether stores requests in one statement, whatever they are.
 func AppendTogether(ctx context.Context, s *Store, requests ...*Request) error {
 	w := NewWriter(s, WriterConfig{})

@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"math"
 	"reflect"
@@ -178,6 +179,23 @@ func TestGarbageIsRefused(t *testing.T) { //nolint:paralleltest // it counts wha
 	}
 	if runtime.ReadMemStats(&after); after.TotalAlloc-before.TotalAlloc > 1<<20 {
 		t.Errorf("allocated %d bytes for garbage", after.TotalAlloc-before.TotalAlloc)
+	}
+}
+
+// An event whose content is cut short anywhere is refused, although its length says that it is all there.
+func TestEventsCutShortAreRefused(t *testing.T) {
+	t.Parallel()
+	good := store.EncodeEvent(nil, &goldenRecord)
+	length, n := binary.Uvarint(good[3:]) // after format, kind and ordinal
+	content := good[3+n:]
+	if int(length) != len(content) {
+		t.Fatalf("length %d of %d bytes", length, len(content))
+	}
+	for n := range content {
+		body := append(binary.AppendUvarint(slices.Clone(good[:3]), uint64(n)), content[:n]...)
+		if r, err := store.DecodeEvent(body); err == nil {
+			t.Errorf("%d of %d bytes: decoded as %+v", n, len(content), r)
+		}
 	}
 }
 
