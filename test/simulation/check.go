@@ -1,6 +1,7 @@
 package simulation
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
@@ -95,6 +96,48 @@ func (w *world) checkWrite(rec *relay.Record, late bool) {
 	}
 	for h.first < len(h.events) && (h.events[h.first].writes > 0 || h.events[h.first].client.over && !h.events[h.first].client.committed) {
 		h.first++
+	}
+}
+
+// checkStep is told of each step: no event goes that is neither published nor somewhere else, unless an operator wants it.
+func (w *world) checkStep(st *store.Step) {
+	for _, at := range st.Unpark {
+		rows := w.store.parked[st.Shard]
+		if i, found := find(rows, at, func(p *parkedRow) store.EventPosition { return p.EventPosition }); found {
+			w.checkLeft(st, at, rows[i].Aggregate, rows[i].Body)
+		}
+	}
+	for _, at := range st.Exhume {
+		rows := w.store.dead[st.Shard]
+		if i, found := find(rows, at, func(d *store.DeadLetter) store.EventPosition { return d.EventPosition }); found {
+			w.checkLeft(st, at, rows[i].Aggregate, rows[i].Body)
+		}
+	}
+}
+
+// checkLeft checks an event whose row goes.
+func (w *world) checkLeft(st *store.Step, at store.EventPosition, a store.Aggregate, body []byte) {
+	r, err := store.DecodeEvent(body)
+	if err != nil {
+		w.fail("store: %v has a body that does not decode: %v", at, err)
+		return
+	}
+	e := w.eventOf(&relay.Record{Value: r.Event.Payload})
+	wanted := func(action store.Action) bool {
+		return slices.ContainsFunc(w.store.operations, func(o store.Operation) bool { return !o.Done && o.Aggregate == a && o.Action == action })
+	}
+	switch {
+	case !e.client.committed || e.writes > 0 || slices.ContainsFunc(st.Park, func(p store.Parked) bool { return p.EventPosition == at }):
+	case slices.ContainsFunc(st.Bury, func(d store.DeadLetter) bool { return d.EventPosition == at }):
+		if wanted(store.ActionSkip) {
+			w.count["skipped"]++
+			e.skipped = true // later ones go before it
+		}
+	case wanted(store.ActionDiscard):
+		w.count["discarded"]++
+		e.skipped = true
+	default:
+		w.fail("dropped: %s is committed and not published, and nobody wanted it dropped", e)
 	}
 }
 

@@ -34,7 +34,7 @@ var happenings = []happening{
 	{1, (*world).crashStore},
 	{1, (*world).crashSource},
 	{1, (*world).retain},
-	{1, (*world).operate},
+	{3, (*world).operate},
 }
 
 var happeningsTotal = func() (n int) {
@@ -367,8 +367,19 @@ func (w *world) operate() bool {
 	if !w.swarm.operators || len(w.all) == 0 {
 		return false
 	}
-	a := w.all[w.c.n(len(w.all))]
-	w.note("an operator redrives %s", a.ID)
-	_, _ = w.store.RequestOperation(context.Background(), a, store.ActionRedrive, "", "") // or there is nothing to redrive
+	var some []store.Aggregate
+	for _, a := range w.all {
+		if w.store.hasRows(a) {
+			some = append(some, a)
+		}
+	}
+	if len(some) == 0 {
+		return false
+	}
+	a := some[w.c.n(len(some))]
+	action := []store.Action{store.ActionRedrive, store.ActionRedrive, store.ActionSkip, store.ActionDiscard}[w.c.n(4)]
+	_, _ = w.store.RequestOperation(context.Background(), a, action, "", "") // as it has rows
+	w.note("an operator wants to %s %s", action, a.ID)
+	w.count["operations"]++
 	return true
 }

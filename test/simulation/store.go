@@ -23,6 +23,8 @@ type Store struct {
 	// acquired is told of each lease, note of what else may explain something. nil: nobody is.
 	acquired func(shard int16, epoch int64)
 	note     func(format string, args ...any)
+	// stepped is told of each step before it is written. nil: nobody is.
+	stepped func(st *store.Step)
 	// order is that in which whoever acquires shards finds them. nil: by number.
 	order func() []int16
 
@@ -225,6 +227,9 @@ func (s *Store) step(ttl time.Duration, st *store.Step) (written bool) {
 	}
 	s.remember(st.Shard)
 	s.tellStep(st)
+	if s.stepped != nil {
+		s.stepped(st)
+	}
 	sh.Checkpoint = st.Checkpoint
 	sh.Pend, sh.Offsets = slices.Clone(sh.Pend), slices.Clone(sh.Offsets)
 	sh.leaseUntil = s.now().Add(ttl)
@@ -420,14 +425,20 @@ func (s *Store) PendingOperations(_ context.Context, shards []int16) (found []st
 // RequestOperation records an operator's request, if the aggregate has rows that it could concern.
 func (s *Store) RequestOperation(_ context.Context, a store.Aggregate, action store.Action, _, _ string) (*store.Operation, error) {
 	shard := store.ShardOf(a, len(s.shards))
-	if !slices.ContainsFunc(s.parked[shard], func(p parkedRow) bool { return p.Aggregate == a }) &&
-		!slices.ContainsFunc(s.dead[shard], func(d store.DeadLetter) bool { return d.Aggregate == a }) {
+	if !s.hasRows(a) {
 		return nil, store.ErrUnknown
 	}
 	s.flush()
 	o := store.Operation{ID: int64(len(s.operations) + 1), Shard: shard, Aggregate: a, Action: action}
 	s.operations = append(s.operations, o)
 	return &o, nil
+}
+
+// hasRows reports whether an aggregate has parked rows or dead letters.
+func (s *Store) hasRows(a store.Aggregate) bool {
+	shard := store.ShardOf(a, len(s.shards))
+	return slices.ContainsFunc(s.parked[shard], func(p parkedRow) bool { return p.Aggregate == a }) ||
+		slices.ContainsFunc(s.dead[shard], func(d store.DeadLetter) bool { return d.Aggregate == a })
 }
 
 // Sources returns all sources.

@@ -20,7 +20,7 @@ func TestTeeth(t *testing.T) {
 		what   string
 		by     string // what notices, or several
 	}{
-		{"M1", "", "pg_xact_status decides", "decision"},
+		{"M1", "", "pg_xact_status decides", "decision lost"},
 		{"M2", "", "a transaction that runs for long is aborted", "decision"},
 		{"M3", "", "what is handed over is published", "lost order gate"},
 		{"M5", "", "what Kafka refuses is passed over", "order lost"},
@@ -29,7 +29,7 @@ func TestTeeth(t *testing.T) {
 		{"S2", "", "a checkpoint passes what is not acknowledged", "lost order stuck retention"},
 		{"S3", "", "an undecided head with a follower is dropped", "lost order"},
 		{"S4", "", "everything is published twice", "duplicate"},
-		{"S5", "", "what was purged counts as published", "lost order"},
+		{"S5", "", "what was purged counts as published", "lost order dropped"},
 		{"S6", "", "the log that pend needs may be truncated", "retention stuck"},
 		{"S7", "", "a holder trusts its lease for ever", "fencing"},
 		{"", "fence", "steps are written without looking at the epoch", "fencing lost stuck order"},

@@ -123,6 +123,7 @@ func newWorld(c chance) *world {
 	w.store = NewStore(shardCount, func() time.Time { return w.now })
 	w.store.call = w.access
 	w.store.decided = w.checkDecision
+	w.store.stepped = w.checkStep
 	w.store.acquired = func(shard int16, epoch int64) {
 		w.note("store: shard %d is leased, epoch %d", shard, epoch)
 		if epoch > 1 {
