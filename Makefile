@@ -94,9 +94,9 @@ bin/outbox-mutant: $(GOFILES)
 	go build $(ROBUSTNESS_LD) -tags failpoints,mutant -o bin/outbox-mutant ./cmd/outbox
 
 # An earlier version that runs beside this one: OLD=revision. Its schema must be one that this version accepts, and the other way round.
-# A campaign takes EARLIER where the history is there.
+# A campaign takes EARLIER where the history is there: the first with the present revision of the schema, or a later one.
 OLD ?=
-EARLIER = 9b043e6
+EARLIER = a6be4a7
 OLD_PROGRAM = $(if $(OLD),bin/outbox-old-$(OLD))
 
 bin/outbox-old-%:
