@@ -53,11 +53,11 @@ func (p *partStore) ReadAt(context.Context, int16, []store.Position) ([]store.Se
 func (p *partStore) Horizon() store.Horizon      { return store.Horizon{} }
 func (p *partStore) Close(context.Context) error { return nil }
 
-func (p *partStore) LoadParkedOf(context.Context, int16, store.Aggregate, store.EventPosition, int) ([]store.Parked, error) {
+func (p *partStore) LoadParkedOf(context.Context, int16, []store.ParkedAfter, int) ([][]store.Parked, error) {
 	if p.away {
 		return nil, errAway
 	}
-	return p.rows, nil
+	return [][]store.Parked{p.rows}, nil
 }
 
 func (p *partStore) States(context.Context, []store.Key) (map[store.Key]store.State, error) {

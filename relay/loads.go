@@ -25,22 +25,14 @@ func (r *Relay) startRows(s *shard, loads []load) {
 	r.access(func(ctx context.Context) func() {
 		ctx, cancel := context.WithTimeout(ctx, ioTimeout)
 		defer cancel()
-		rows := make([][]store.Parked, len(loads))
-		var err error
-		n := 0
-		for ; n < len(loads) && err == nil; n++ {
-			rows[n], err = r.loadRows(ctx, s.number, loads[n])
-		}
-		if err != nil {
-			n--
-		}
+		rows, err := r.loadRows(ctx, s.number, loads)
 		return func() {
 			now := r.now()
 			if err != nil {
 				r.loadFailed(s, "loading parked events", err)
 			}
 			for i, l := range loads {
-				if i >= n {
+				if err != nil {
 					r.core.notLoaded(l)
 					continue
 				}
@@ -55,17 +47,24 @@ func (r *Relay) startRows(s *shard, loads []load) {
 	})
 }
 
-// loadRows loads rows of one aggregate, with the states that tx has now: a decision may be there that was read before the
+// loadRows loads rows of aggregates, with the states that tx has now: a decision may be there that was read before the
 // rows were loaded, by the last holder.
-func (r *Relay) loadRows(ctx context.Context, shard int16, l load) ([]store.Parked, error) {
-	rows, err := r.st.LoadParkedOf(ctx, shard, l.id, l.after, l.limit)
+func (r *Relay) loadRows(ctx context.Context, shard int16, loads []load) ([][]store.Parked, error) {
+	of := make([]store.ParkedAfter, len(loads))
+	limit := 0
+	for i, l := range loads {
+		of[i], limit = store.ParkedAfter{Aggregate: l.id, After: l.after}, l.limit // the same for all
+	}
+	rows, err := r.st.LoadParkedOf(ctx, shard, of, limit)
 	if err != nil {
 		return nil, err
 	}
 	var undecided []store.Key
-	for i := range rows {
-		if rows[i].State == store.Prepared {
-			undecided = append(undecided, rows[i].Key)
+	for _, of := range rows {
+		for i := range of {
+			if of[i].State == store.Prepared {
+				undecided = append(undecided, of[i].Key)
+			}
 		}
 	}
 	if len(undecided) == 0 {
@@ -75,9 +74,11 @@ func (r *Relay) loadRows(ctx context.Context, shard int16, l load) ([]store.Park
 	if err != nil {
 		return nil, err
 	}
-	for i := range rows {
-		if state, ok := states[rows[i].Key]; ok && rows[i].State == store.Prepared {
-			rows[i].State = state
+	for _, of := range rows {
+		for i := range of {
+			if state, ok := states[of[i].Key]; ok && of[i].State == store.Prepared {
+				of[i].State = state
+			}
 		}
 	}
 	return rows, nil

@@ -61,7 +61,7 @@ func TestConnectionsBreakAtEveryStatement(t *testing.T) {
 		},
 		"parked": func(ctx context.Context) error { _, err := st.LoadParked(ctx, 0); return err },
 		"parked of": func(ctx context.Context) error {
-			_, err := st.LoadParkedOf(ctx, 0, a, store.EventPosition{}, 1)
+			_, err := st.LoadParkedOf(ctx, 0, []store.ParkedAfter{{Aggregate: a}}, 1)
 			return err
 		},
 		"dead queues": func(ctx context.Context) error { _, err := st.LoadDeadQueues(ctx, 0); return err },
@@ -72,7 +72,11 @@ func TestConnectionsBreakAtEveryStatement(t *testing.T) {
 		"states":     func(ctx context.Context) error { _, err := st.States(ctx, []store.Key{undecided}); return err },
 		"operations": func(ctx context.Context) error { _, err := st.PendingOperations(ctx, []int16{0, 1}); return err },
 		"claim":      func(ctx context.Context) error { _, err := st.ClaimInDoubt(ctx, 1, 0); return err },
-		"answer":     func(ctx context.Context) error { return st.RecordAnswer(ctx, []store.Key{undecided}, "x", 0) },
+		"hurry": func(ctx context.Context) error {
+			_, _, err := st.HurryInDoubt(ctx, w.src.ID, "default", store.TransactionID{}, 1, 0)
+			return err
+		},
+		"answer": func(ctx context.Context) error { return st.RecordAnswer(ctx, []store.Key{undecided}, "x", 0) },
 		"memories": func(ctx context.Context) error {
 			_, err := st.Memories(ctx, []store.Key{undecided, done}, 0)
 			return err

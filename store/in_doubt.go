@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"slices"
 	"time"
@@ -37,6 +38,45 @@ func (s *Store) ClaimInDoubt(ctx context.Context, limit int, lease time.Duration
 	}
 	// A decision that the holder of the shard has not read yet leaves nothing to ask.
 	return slices.DeleteFunc(found, func(p Parked) bool { return p.State != Prepared }), nil
+}
+
+// HurryInDoubt claims transactions that are in doubt for a source database although their time has not come: it can be asked
+// again. It takes up to limit of those after a transaction, in the order of their ids, keeps other claimers away from them for
+// lease, and begins the count of their checks anew. last is where to go on; zero: there are no more. Those that were hurried
+// and have not been asked about since, by whomever, are left out, and so are those that are due: ClaimInDoubt returns them.
+func (s *Store) HurryInDoubt(ctx context.Context, source int32, database string, after TransactionID, limit int, lease time.Duration) (found []Parked, last TransactionID, err error) {
+	const doing = "hurrying in-doubt transactions"
+	// The index gives the order: a page must not cost as much as all that are left, which a sort would look at.
+	err = s.byIndex(ctx, doing, func(ctx context.Context, tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off`, pgx.QueryExecModeSimpleProtocol); err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, `
+		UPDATE outbox.parked p SET check_at = now() + $5, checks = 0
+		FROM (SELECT shard, xid, seq, record FROM outbox.parked p
+		      WHERE p.source_id = $1 AND p.tx_id > $3 AND p.database = $2 AND p.state + 0 = 0 AND p.check_at > now() AND p.checks > 0 AND NOT EXISTS (
+		        SELECT 1 FROM outbox.parked q WHERE q.source_id = p.source_id AND q.tx_id = p.tx_id AND q.state + 0 = 0
+		        AND (q.shard::int, q.xid, q.seq, q.record) < (p.shard::int, p.xid, p.seq, p.record))
+		      ORDER BY p.tx_id LIMIT $4 FOR UPDATE SKIP LOCKED) due
+		WHERE p.shard = due.shard AND p.xid = due.xid AND p.seq = due.seq AND p.record = due.record
+		RETURNING `+parkedColumns+`, NULL::bytea`, source, database, [16]byte(after), limit, lease)
+		if err != nil {
+			return err
+		}
+		found, err = pgx.CollectRows(rows, scanParked)
+		return err
+	})
+	if err != nil {
+		return nil, after, err
+	}
+	if len(found) == limit {
+		for i := range found {
+			if id := found[i].Key.Transaction; bytes.Compare(id[:], last[:]) > 0 {
+				last = id
+			}
+		}
+	}
+	return slices.DeleteFunc(found, func(p Parked) bool { return p.State != Prepared }), last, nil
 }
 
 // RecordAnswer notes what was answered about transactions that are still undecided, and that they are to be asked about

@@ -86,14 +86,6 @@ type leading struct {
 
 func (l leading) Scan(dest ...any) error { return l.CollectableRow.Scan(append(l.first, dest...)...) }
 
-// HurryInDoubt makes everything that is in doubt for a source database due now: it can be asked again. It returns how many
-// events that concerns.
-func (s *Store) HurryInDoubt(ctx context.Context, source int32, database string) (int64, error) {
-	tag, err := s.pool.Exec(ctx, `
-		UPDATE outbox.parked SET check_at = now(), checks = 0 WHERE source_id = $1 AND database = $2 AND state = 0 AND check_at > now()`, source, database)
-	return tag.RowsAffected(), storeError("hurrying in-doubt transactions", err)
-}
-
 // InDoubtCount is what is in doubt of one source.
 type InDoubtCount struct {
 	Source       string

@@ -58,22 +58,6 @@ func TestInDoubtForOperators(t *testing.T) {
 		t.Errorf("%+v, %v", counts, err)
 	}
 
-	// Hurry makes those of one database due, and only those.
-	keys := []store.Key{first, second, third}
-	if err := db.Store.RecordAnswer(t.Context(), keys, "nobody", time.Hour); err != nil {
-		t.Fatal(err)
-	}
-	if n, err := db.Store.HurryInDoubt(t.Context(), a.ID, "other"); n != 0 || err != nil {
-		t.Errorf("another database: %d, %v", n, err)
-	}
-	if n, err := db.Store.HurryInDoubt(t.Context(), a.ID, found[0].Head.Database.Database); n != 3 || err != nil {
-		t.Errorf("hurried %d, %v", n, err)
-	}
-	claimed, err := db.Store.ClaimInDoubt(t.Context(), 10, time.Minute)
-	if err != nil || len(claimed) != 2 || claimed[0].Checks != 1 {
-		t.Errorf("claimed %+v, %v", claimed, err)
-	}
-
 	if err := db.Store.Audit(t.Context(), "ops", "transaction.decide", "a/1", "why", map[string]any{"decision": "ABORTED"}); err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +68,6 @@ func TestInDoubtForOperators(t *testing.T) {
 	st.Close()
 	for name, call := range map[string]func() error{
 		"list":   func() error { _, _, err := st.InDoubtTransactions(t.Context(), "", "", 1); return err },
-		"hurry":  func() error { _, err := st.HurryInDoubt(t.Context(), 1, "x"); return err },
 		"counts": func() error { _, err := st.InDoubtCounts(t.Context()); return err },
 		"audit":  func() error { return st.Audit(t.Context(), "a", "b", "c", "d", nil) },
 	} {

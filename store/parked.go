@@ -214,21 +214,52 @@ func (s *Store) LoadParked(ctx context.Context, shard int16) ([]Parked, error) {
 	return found, storeError("loading parked events", err)
 }
 
-// LoadParkedOf returns up to limit parked rows of one aggregate after a position, in order, with bodies.
-func (s *Store) LoadParkedOf(ctx context.Context, shard int16, a Aggregate, after EventPosition, limit int) ([]Parked, error) {
+// ParkedAfter names the parked rows of one aggregate that come after a position.
+type ParkedAfter struct {
+	Aggregate Aggregate
+	After     EventPosition
+}
+
+// LoadParkedOf returns up to limit parked rows of each of these aggregates of a shard, in the order of the question, and for
+// each in order of position, with bodies.
+func (s *Store) LoadParkedOf(ctx context.Context, shard int16, of []ParkedAfter, limit int) ([][]Parked, error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
-	rows, err := s.pool.Query(ctx, `
-		SELECT `+parkedColumns+`, p.body FROM outbox.parked p
-		WHERE p.shard = $1 AND p.agg = $2 AND p.source_id = $3 AND p.aggregate_type = $4 AND p.aggregate_id = $5 AND (p.xid, p.seq, p.record) > ($6::xid8, $7, $8)
-		ORDER BY p.xid, p.seq, p.record LIMIT $9`,
-		shard, int64(a.Hash()), a.Source, a.Type, a.ID, after.XID, after.Seq, after.Record, limit) //nolint:gosec // the same 64 bits
-	if err != nil {
-		return nil, storeError("loading parked events of an aggregate", err)
+	n := len(of)
+	aggs, sources := make([]int64, n), make([]int32, n)
+	types, ids := make([]string, n), make([]string, n)
+	for i := range of {
+		a := &of[i].Aggregate
+		aggs[i], sources[i], types[i], ids[i] = int64(a.Hash()), a.Source, a.Type, a.ID //nolint:gosec // the same 64 bits
 	}
-	found, err := pgx.CollectRows(rows, scanParked)
-	return found, storeError("loading parked events of an aggregate", err)
+	xids, seqs, records := positions(n, func(i int) EventPosition { return of[i].After })
+	found := make([][]Parked, n)
+	var b pgx.Batch // one implicit transaction
+	b.Queue(stepSettings)
+	b.Queue(loadParkedOfSQL, shard, aggs, sources, types, ids, xids, seqs, records, limit).Query(func(rows pgx.Rows) error {
+		_, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (number int64, err error) {
+			p, err := scanParked(leading{row, []any{&number}})
+			if err == nil {
+				found[number-1] = append(found[number-1], p)
+			}
+			return number, err
+		})
+		return err
+	})
+	if err := s.pool.SendBatch(ctx, &b).Close(); err != nil {
+		return nil, storeError("loading parked events of aggregates", err)
+	}
+	return found, nil
 }
+
+const loadParkedOfSQL = `
+SELECT k.n, p.* FROM unnest($2::bigint[], $3::int[], $4::text[], $5::text[], $6::xid8[], $7::int[], $8::int[])
+  WITH ORDINALITY k(agg, source_id, type, id, xid, seq, record, n),
+LATERAL (
+  SELECT ` + parkedColumns + `, p.body FROM outbox.parked p
+  WHERE p.shard = $1 AND p.agg = k.agg AND p.source_id = k.source_id AND p.aggregate_type = k.type AND p.aggregate_id = k.id
+    AND (p.xid, p.seq, p.record) > (k.xid, k.seq, k.record)
+  ORDER BY p.xid, p.seq, p.record LIMIT $9) p`
 
 // LoadDeadQueues returns the aggregates of a shard that are in park policy: they have dead letters with Queue set.
 func (s *Store) LoadDeadQueues(ctx context.Context, shard int16) ([]Aggregate, error) {

@@ -139,7 +139,7 @@ func exercise(t *testing.T, w *world) []session {
 	no(relay.ReleaseShards(ctx, []int16{leases[0].Shard}, []int64{leases[0].Epoch}))
 	_, err = relay.LoadParked(ctx, e.shard)
 	no(err)
-	_, err = relay.LoadParkedOf(ctx, e.shard, e.aggregate(), store.EventPosition{}, 10)
+	_, err = relay.LoadParkedOf(ctx, e.shard, []store.ParkedAfter{{Aggregate: e.aggregate()}}, 10)
 	no(err)
 	_, err = relay.LoadDeadQueues(ctx, e.shard)
 	no(err)
@@ -148,6 +148,8 @@ func exercise(t *testing.T, w *world) []session {
 	_, err = relay.States(ctx, []store.Key{k})
 	no(err)
 	_, err = relay.ClaimInDoubt(ctx, 10, time.Minute)
+	no(err)
+	_, _, err = relay.HurryInDoubt(ctx, k.Source, "default", store.TransactionID{}, 10, time.Minute)
 	no(err)
 	no(relay.RecordAnswer(ctx, []store.Key{k}, "IN_PROGRESS", time.Minute))
 	_, err = relay.Memories(ctx, []store.Key{k}, time.Minute)
@@ -213,10 +215,11 @@ var expectations = []struct{ session, piece, index string }{
 	{"relay", "INSERT INTO outbox.parked", "parked_pkey"},
 	{"relay", "DELETE FROM outbox.parked", "parked_pkey"},
 	{"relay", "DELETE FROM outbox.dead_letter", "dead_letter_pkey"},
-	{"relay", "p.agg = $2 AND p.source_id = $3", "parked_aggregate"},
+	{"relay", "p.agg = k.agg AND p.source_id = k.source_id", "parked_aggregate"},
 	{"relay", "(xid, seq, record) > ($6::xid8, $7, $8)", "dead_letter_aggregate"},
 	{"relay", "SELECT k.s, k.i, t.state", "tx_pkey"},
 	{"relay", "p.check_at <= now()", "parked_in_doubt"},
+	{"relay", "p.tx_id > $3", "parked_tx"},
 	{"operator", "FROM outbox.tx t LEFT JOIN outbox.resolution", "tx_pkey"},
 	{"operator", "FROM outbox.parked WHERE source_id = $1 AND tx_id = $2", "parked_tx"},
 	{"operator", "FROM outbox.log WHERE shard = ANY($1) AND xid = $2", "log_0_shard_xid_seq_idx"},

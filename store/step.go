@@ -162,10 +162,14 @@ func (s *Store) stepsWithRows(ctx context.Context, ttl time.Duration, steps []St
 }
 
 // queueRows adds the row changes. New rows come before the decisions that may concern them, and what leaves dead_letter
-// before what enters it.
+// before what enters it. What leaves parked goes before the decisions too: mostly it is what was decided, and a row that is
+// deleted need not be changed first.
 func (st *Step) queueRows(b *pgx.Batch) {
 	if len(st.Park) > 0 {
 		queuePark(b, st.Shard, st.Park)
+	}
+	if len(st.Unpark) > 0 {
+		queueDelete(b, "outbox.parked", st.Shard, st.Unpark)
 	}
 	if len(st.Decide) > 0 {
 		sources, ids, states := make([]int32, len(st.Decide)), make([][16]byte, len(st.Decide)), make([]int16, len(st.Decide))
@@ -176,9 +180,6 @@ func (st *Step) queueRows(b *pgx.Batch) {
 		b.Queue(`UPDATE outbox.parked p SET state = u.state, check_at = NULL
 			FROM unnest($2::int[], $3::uuid[], $4::smallint[]) u(source_id, tx_id, state)
 			WHERE p.source_id = u.source_id AND p.tx_id = u.tx_id AND p.shard = $1`, st.Shard, sources, ids, states)
-	}
-	if len(st.Unpark) > 0 {
-		queueDelete(b, "outbox.parked", st.Shard, st.Unpark)
 	}
 	if len(st.Exhume) > 0 {
 		queueDelete(b, "outbox.dead_letter", st.Shard, st.Exhume)

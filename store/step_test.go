@@ -95,6 +95,20 @@ func TestPlainStepsMoveCheckpointsForwardOnly(t *testing.T) {
 	}
 }
 
+// loadOf loads the parked rows of one aggregate of shard 0, and asks for another one's that has none.
+func loadOf(t *testing.T, db *storetest.Database, a store.Aggregate, after store.EventPosition) ([]store.Parked, error) {
+	t.Helper()
+	none := store.ParkedAfter{Aggregate: store.Aggregate{Source: a.Source, Type: a.Type, ID: "none"}}
+	loaded, err := db.Store.LoadParkedOf(t.Context(), 0, []store.ParkedAfter{none, {Aggregate: a, After: after}}, 10)
+	if err != nil {
+		return nil, err
+	}
+	if len(loaded) != 2 || len(loaded[0]) != 0 {
+		t.Fatalf("loaded %+v", loaded)
+	}
+	return loaded[1], nil
+}
+
 func TestStepWithRowsIsOneTransaction(t *testing.T) {
 	t.Parallel()
 	db := storetest.New(t, storetest.WithShards(1))
@@ -106,7 +120,7 @@ func TestStepWithRowsIsOneTransaction(t *testing.T) {
 	step(t, db.Store, store.Step{Shard: 0, Epoch: l.Epoch, Checkpoint: store.Checkpoint{Position: store.Position{XID: 10}},
 		Park: []store.Parked{first, second}, Bury: []store.DeadLetter{deadLetter(at(9, 0, 0), k3, "B", true)}})
 
-	loaded, err := db.Store.LoadParkedOf(t.Context(), 0, first.Aggregate, store.EventPosition{}, 10)
+	loaded, err := loadOf(t, db, first.Aggregate, store.EventPosition{})
 	if err != nil || len(loaded) != 2 {
 		t.Fatal(loaded, err)
 	}
@@ -120,7 +134,7 @@ func TestStepWithRowsIsOneTransaction(t *testing.T) {
 			t.Errorf("loaded\n%+v want\n%+v", got, want)
 		}
 	}
-	if rest, err := db.Store.LoadParkedOf(t.Context(), 0, first.Aggregate, first.EventPosition, 10); err != nil || len(rest) != 1 || rest[0].Key != k2 {
+	if rest, err := loadOf(t, db, first.Aggregate, first.EventPosition); err != nil || len(rest) != 1 || rest[0].Key != k2 {
 		t.Errorf("after the first: %v, %v", rest, err)
 	}
 	queues, err := db.Store.LoadDeadQueues(t.Context(), 0)
@@ -347,7 +361,7 @@ func TestHolderFunctionsFailWhenTheStoreIsClosed(t *testing.T) {
 		"plain step":      func() error { _, err := st.Steps(ctx, time.Second, []store.Step{{}}); return err },
 		"step with rows":  func() error { _, err := st.Steps(ctx, time.Second, []store.Step{{Park: parked}}); return err },
 		"parked":          func() error { _, err := st.LoadParked(ctx, 0); return err },
-		"parked of":       func() error { _, err := st.LoadParkedOf(ctx, 0, a, store.EventPosition{}, 1); return err },
+		"parked of":       func() error { _, err := st.LoadParkedOf(ctx, 0, []store.ParkedAfter{{Aggregate: a}}, 1); return err },
 		"dead queues":     func() error { _, err := st.LoadDeadQueues(ctx, 0); return err },
 		"dead letters of": func() error { _, err := st.LoadDeadLettersOf(ctx, 0, a, store.EventPosition{}, 1); return err },
 		"states":          func() error { _, err := st.States(ctx, []store.Key{{}}); return err },

@@ -31,6 +31,9 @@ type Request struct {
 	// Resolution: for Commit and Abort that did not come from the client itself, and KeptByCaller for Publish; stored with the
 	// decision if it wins. A transaction is known for longer with one than without.
 	Resolution *Resolution
+	// Background: nobody waits for the answer, and there may be thousands of its kind at once. It goes in a batch with others
+	// of its kind only, one such batch at a time, and these take a share of the writer's time while others use it, not all.
+	Background bool
 	// Done is called exactly once, by a goroutine of the writer, if Submit returned nil. It must not block.
 	Done func(*Request, Answer)
 	// Opaque is the caller's own.

@@ -34,15 +34,15 @@ func newAppender(w *Writer) *appender { return &appender{w: w} }
 func (a *appender) run(ctx context.Context) {
 	defer a.disconnect(ctx)
 	for {
-		var more bool
-		a.taken, more = a.w.queue.take(a.taken[:0])
-		if !more {
+		var from choice
+		a.taken, from = a.w.queue.take(a.taken[:0])
+		if from == nothing {
 			return
 		}
 		a.store(ctx, a.taken)
 		a.batch.forget()
 		clear(a.taken)
-		a.w.queue.batchDone()
+		a.w.queue.batchDone(from)
 	}
 }
 

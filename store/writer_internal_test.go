@@ -285,34 +285,34 @@ func TestQueueTakesWhatFits(t *testing.T) {
 	}
 	var sizes []int
 	for q.ready.len() > 0 {
-		b, more := q.take(nil)
-		if !more {
+		b, from := q.take(nil)
+		if from == nothing {
 			t.Fatal("drained")
 		}
 		sizes = append(sizes, len(b))
 		if len(sizes) == 1 {
 			// One is in flight: the second needs enough that wait, and a third is not allowed.
-			if !q.mayTake() {
+			if q.mayTake() != fromReady {
 				t.Error("no second batch although enough wait")
 			}
 			q.inFlight++
-			if q.mayTake() {
+			if q.mayTake() != nothing {
 				t.Error("a third batch")
 			}
 			q.inFlight--
 			q.secondAt = 100
-			if q.mayTake() {
+			if q.mayTake() != nothing {
 				t.Error("a second batch although few wait")
 			}
 		}
-		q.batchDone()
+		q.batchDone(from)
 		q.settle(b, nil, false)
 	}
 	if !slices.Equal(sizes, []int{2, 1, 1, 2, 2, 1}) {
 		t.Errorf("batches of %v", sizes)
 	}
 	q.drain()
-	if _, more := q.take(nil); more {
+	if _, from := q.take(nil); from != nothing {
 		t.Error("work after the end")
 	}
 	if _, more := q.takeWanting(nil); more {
@@ -320,7 +320,132 @@ func TestQueueTakesWhatFits(t *testing.T) {
 	}
 }
 
-// The ring keeps the order whatever is pushed and popped.
+// What is of the background goes in batches of its own, one at a time and with rests between them while others use the writer;
+// it neither holds the others up nor waits for there to be none.
+func TestBackgroundLeavesRoomForOthers(t *testing.T) {
+	t.Parallel()
+	n := byte(0)
+	submit := func(q *queue, background bool, count int) {
+		for range count {
+			n++
+			r := encoded(&Request{Kind: KindCommit, Key: key(n), Shards: 1, Resolution: &Resolution{}, Background: background}, 1)
+			r.enc.queued = time.Now()
+			if err := q.submit(r); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	const most = backgroundBatch
+	type taken struct {
+		from     choice
+		requests []*Request
+	}
+	take := func(t *testing.T, q *queue, want choice, size int) taken {
+		t.Helper()
+		if may := q.mayTake(); may != want {
+			t.Fatalf("may take %d, want %d", may, want)
+		}
+		b, from := q.take(nil)
+		if from != want || len(b) != size {
+			t.Fatalf("a batch of %d from %d, want %d from %d", len(b), from, size, want)
+		}
+		return taken{from, b}
+	}
+	end := func(q *queue, b taken) {
+		q.settle(b.requests, nil, true)
+		q.batchDone(b.from)
+	}
+	rest := func(d time.Duration) { time.Sleep(d) } //nolint:forbidigo // of the bubble's clock
+	t.Run("alone it does not rest", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			var q queue
+			q.init(WriterConfig{}.withDefaults())
+			submit(&q, true, most+1)
+			b := take(t, &q, fromBackground, most)
+			if q.mayTake() != nothing {
+				t.Error("a second batch of the background")
+			}
+			rest(time.Millisecond)
+			end(&q, b)
+			end(&q, take(t, &q, fromBackground, 1))
+		})
+	})
+	t.Run("beside others it rests", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			var q queue
+			q.init(WriterConfig{}.withDefaults())
+			submit(&q, true, 2*most)
+			submit(&q, false, 2)
+			first := take(t, &q, fromReady, 2)
+			submit(&q, false, q.secondAt) // enough for a second batch: still it is the turn of the background
+			b := take(t, &q, fromBackground, most)
+			if q.mayTake() != nothing {
+				t.Error("a third batch")
+			}
+			end(&q, first)
+			first = take(t, &q, fromReady, q.secondAt)
+			rest(5 * time.Millisecond)
+			end(&q, b)
+			end(&q, first)
+			rest(backgroundRest*5*time.Millisecond - 1)
+			if q.mayTake() != nothing {
+				t.Error("it does not rest")
+			}
+			submit(&q, false, 1)
+			end(&q, take(t, &q, fromReady, 1))
+			rest(1)
+			synctest.Wait()
+			end(&q, take(t, &q, fromBackground, most))
+			if q.outstanding.Load() != 0 || q.urgent != 0 {
+				t.Errorf("%d outstanding, %d urgent", q.outstanding.Load(), q.urgent)
+			}
+		})
+	})
+	t.Run("a batch that took long is followed by a short rest", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			var q queue
+			q.init(WriterConfig{}.withDefaults())
+			submit(&q, true, most+1)
+			b := take(t, &q, fromBackground, most)
+			rest(time.Minute) // the store was away
+			submit(&q, false, 1)
+			end(&q, take(t, &q, fromReady, 1))
+			end(&q, b)
+			rest(longestRest)
+			synctest.Wait()
+			end(&q, take(t, &q, fromBackground, 1))
+		})
+	})
+	t.Run("in the end it does not rest", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			var q queue
+			q.init(WriterConfig{}.withDefaults())
+			submit(&q, true, most+1)
+			submit(&q, false, 1)
+			end(&q, take(t, &q, fromReady, 1))
+			b := take(t, &q, fromBackground, most)
+			rest(time.Millisecond)
+			end(&q, b)
+			q.drain()
+			end(&q, take(t, &q, fromBackground, 1))
+			if _, from := q.take(nil); from != nothing {
+				t.Error("work after the end")
+			}
+			rest(time.Second) // the timer ends too
+		})
+	})
+	t.Run("what waits too long is given up", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			var q queue
+			q.init(WriterConfig{}.withDefaults())
+			submit(&q, true, 2)
+			if late := q.expired(time.Now().Add(time.Hour)); len(late) != 2 || q.mayTake() != nothing {
+				t.Errorf("%d given up", len(late))
+			}
+		})
+	})
+}
+
 // Decisions wait for the next prepare while prepares come often, but no longer than they may; and not at all else.
 func TestDecisionsRideWithPrepares(t *testing.T) {
 	t.Parallel()
@@ -363,9 +488,9 @@ func TestDecisionsRideWithPrepares(t *testing.T) {
 					}
 				}
 				serve := func() int {
-					b, _ := q.take(nil)
+					b, from := q.take(nil)
 					q.settle(b, nil, true)
-					q.batchDone()
+					q.batchDone(from)
 					return len(b)
 				}
 				for range 60 {
@@ -402,6 +527,7 @@ func TestDecisionsRideWithPrepares(t *testing.T) {
 	}
 }
 
+// The ring keeps the order whatever is pushed and popped.
 func TestRing(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {

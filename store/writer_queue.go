@@ -23,16 +23,17 @@ type queue struct {
 	outstanding atomic.Int64 // submitted and not answered
 	bytes       atomic.Int64
 
-	mu       sync.Mutex
-	work     sync.Cond // an appender may find work, or should end
-	look     sync.Cond // the look-up may find work, or should end
-	ready    ring
-	urgent   int // of ready: those that somebody waits for
-	ride     ride
-	wanting  []*Request
-	heads    map[Key]*Request // the request of each key that is not held
-	inFlight int              // batches
-	closing  bool
+	mu         sync.Mutex
+	work       sync.Cond // an appender may find work, or should end
+	look       sync.Cond // the look-up may find work, or should end
+	ready      ring
+	urgent     int // of ready: those that somebody waits for
+	ride       ride
+	background background
+	wanting    []*Request
+	heads      map[Key]*Request // the request of each key that is not held
+	inFlight   int              // batches, but for one of the background
+	closing    bool
 }
 
 func (q *queue) init(cfg WriterConfig) {
@@ -40,6 +41,7 @@ func (q *queue) init(cfg WriterConfig) {
 	q.maxBatch, q.maxBatchBytes, q.secondAt = cfg.MaxBatch, cfg.MaxBatchBytes, cfg.SecondWriterAt
 	q.work.L, q.look.L = &q.mu, &q.mu
 	q.ride.init(q, cfg.DecisionWait)
+	q.background.init(q)
 	q.heads = make(map[Key]*Request)
 }
 
@@ -66,6 +68,9 @@ func (q *queue) submit(r *Request) error {
 	if r.Kind.stores() {
 		q.ride.prepared(r.enc.queued)
 	}
+	if !r.Background {
+		q.background.others = r.enc.queued
+	}
 	if head, busy := q.heads[r.Key]; busy {
 		if head.enc.last == nil {
 			head.enc.next = r
@@ -87,43 +92,73 @@ func (q *queue) put(r *Request) {
 		q.look.Signal()
 		return
 	}
-	q.ready.push(r)
-	if r.urgent() {
-		q.urgent++
+	if r.Background {
+		q.background.ready.push(r)
+	} else {
+		q.ready.push(r)
+		if r.urgent() {
+			q.urgent++
+		}
 	}
-	if q.mayTake() {
+	q.signal()
+}
+
+// signal wakes an appender if there is something for one. The lock is held.
+func (q *queue) signal() {
+	if q.mayTake() != nothing {
 		q.work.Signal()
 	}
 }
 
-// mayTake: the second batch is put in flight only when enough wait, and decisions alone only when no prepare is about to
-// come that could take them along.
-func (q *queue) mayTake() bool {
-	n := q.ready.len()
-	switch {
-	case n == 0:
-		return false
-	case q.inFlight > 0:
-		return q.inFlight < writersPerProcess && n >= q.secondAt
-	default:
-		return q.urgent > 0 || n >= q.secondAt || q.closing || !q.ride.worthwhile()
+// choice is what an appender may take.
+type choice int
+
+const (
+	nothing choice = iota
+	fromReady
+	fromBackground
+)
+
+// mayTake says what the next batch would be made of. Whoever somebody waits for comes first, but what is of the background
+// need not wait until there is nobody like that: its turn comes while a batch of them is in flight.
+func (q *queue) mayTake() choice {
+	switch busy := q.inFlight + q.background.inFlight; {
+	case busy == writersPerProcess:
+		return nothing
+	case q.inFlight == 0 && q.readyGoes():
+		return fromReady
+	case q.background.due():
+		return fromBackground
+	case q.inFlight > 0 && q.ready.len() >= q.secondAt: // a second batch is put in flight only when enough wait
+		return fromReady
 	}
+	return nothing
+}
+
+// readyGoes: decisions go alone only when no prepare is about to come that could take them along.
+func (q *queue) readyGoes() bool {
+	n := q.ready.len()
+	return n > 0 && (q.urgent > 0 || n >= q.secondAt || q.closing || !q.ride.worthwhile())
 }
 
 // done: there will never be work again. The lock is held.
 func (q *queue) done() bool { return q.closing && q.outstanding.Load() == 0 }
 
-// take waits for work and moves the next batch into b, or returns false when the writer has drained. What was taken is
-// given back by settle and finish.
-func (q *queue) take(b []*Request) ([]*Request, bool) {
+// take waits for work and moves the next batch into b, or returns nothing when the writer has drained. What was taken is
+// given back by settle and batchDone.
+func (q *queue) take(b []*Request) ([]*Request, choice) {
 	q.mu.Lock()
+	defer q.mu.Unlock()
 	for {
-		for !q.mayTake() {
+		from := q.mayTake()
+		for ; from == nothing; from = q.mayTake() {
 			if q.done() {
-				q.mu.Unlock()
-				return b, false
+				return b, nothing
 			}
 			q.work.Wait()
+		}
+		if from == fromBackground {
+			return q.begin(b, from), from
 		}
 		q.inFlight++
 		q.mu.Unlock()
@@ -131,12 +166,23 @@ func (q *queue) take(b []*Request) ([]*Request, bool) {
 		// linger: with nobody else to run this returns at once.
 		runtime.Gosched()
 		q.mu.Lock()
-		if b = q.batch(b); len(b) > 0 {
-			q.mu.Unlock()
-			return b, true
+		q.inFlight--
+		if q.ready.len() > 0 { // the other appender may have taken it all meanwhile
+			return q.begin(b, from), from
 		}
-		q.inFlight-- // the other appender took it all meanwhile
 	}
+}
+
+// begin puts a batch in flight. The lock is held.
+func (q *queue) begin(b []*Request, from choice) []*Request {
+	if from == fromBackground {
+		b = q.background.batch(b)
+	} else {
+		q.inFlight++
+		b = q.batch(b)
+	}
+	q.signal() // there may be something for the other appender
+	return b
 }
 
 // batch moves requests from ready to b while they fit.
@@ -163,13 +209,15 @@ func (q *queue) popReady() {
 }
 
 // batchDone ends what take began.
-func (q *queue) batchDone() {
+func (q *queue) batchDone(from choice) {
 	q.mu.Lock()
-	q.inFlight--
-	if q.mayTake() {
-		q.work.Signal()
+	defer q.mu.Unlock()
+	if from == fromBackground {
+		q.background.done()
+	} else {
+		q.inFlight--
 	}
-	q.mu.Unlock()
+	q.signal()
 }
 
 // takeWanting waits for requests that want a look-up and moves them into b, or returns false when the writer has drained.
@@ -238,6 +286,9 @@ func (q *queue) expired(now time.Time) []*Request {
 	for q.ready.len() > 0 && now.After(q.ready.first().enc.deadline) {
 		late = append(late, q.ready.first())
 		q.popReady()
+	}
+	for b := &q.background.ready; b.len() > 0 && now.After(b.first().enc.deadline); b.pop() {
+		late = append(late, b.first())
 	}
 	return late
 }

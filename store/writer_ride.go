@@ -63,9 +63,7 @@ func (d *ride) end() {
 		return
 	}
 	d.armed, d.over = false, true
-	if d.q.mayTake() {
-		d.q.work.Signal()
-	}
+	d.q.signal()
 }
 
 // urgent reports whether somebody waits for the answer: a client's own decision is only told.

@@ -64,6 +64,7 @@ func newSteppedWriter(st *Store, cfg WriterConfig, backend Backend) *SteppedWrit
 	cfg.DecisionWait = -1 // whoever steps it says when a batch is taken
 	s.w.st, s.w.cfg, s.w.stepped = st, cfg.withDefaults(), s
 	s.w.queue.init(s.w.cfg)
+	s.w.queue.background.rests = false // as above
 	for range writersPerProcess {
 		s.idle = append(s.idle, newAppender(&s.w))
 	}
@@ -80,18 +81,18 @@ func (s *SteppedWriter) Outstanding() int { return int(s.w.queue.outstanding.Loa
 // Batch takes the next batch, if there is one and the writer would take it now, and returns what stores and answers it.
 func (s *SteppedWriter) Batch() (store func(), requests int) {
 	q := &s.w.queue
-	if len(s.idle) == 0 || !q.mayTake() {
+	from := q.mayTake()
+	if len(s.idle) == 0 || from == nothing {
 		return nil, 0
 	}
 	a := s.idle[len(s.idle)-1]
 	s.idle = s.idle[:len(s.idle)-1]
-	q.inFlight++
-	a.taken = q.batch(a.taken[:0])
+	a.taken = q.begin(a.taken[:0], from)
 	return func() {
 		a.store(context.Background(), a.taken) //nolint:forbidigo // a simulation has no caller whose patience could end
 		a.batch.forget()
 		clear(a.taken)
-		q.batchDone()
+		q.batchDone(from)
 		s.idle = append(s.idle, a)
 	}, len(a.taken)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"sync"
 	"time"
@@ -27,13 +28,13 @@ const (
 	hurryPause = time.Second
 	// countPause is how often what is in doubt is counted for metrics.
 	countPause = 5 * time.Second
-	// claimRounds bounds how often one look takes a full page.
-	claimRounds = 20
+	// claimRest is how many times as long as a look took the pause after it is when more is due, Config.Interval at most: ten
+	// thousand transactions must not be claimed in one go while the store has other things to do.
+	claimRest = 2
 	// decidedPause keeps a transaction from being asked about again while its decision is being written.
 	decidedPause = 10 * time.Second
-	// maxWriting bounds the decisions that a server writes at a time. The writer serves in turn: what services prepare must not
-	// queue behind ten thousand decisions of a source whose database has come back.
-	maxWriting = 64
+	// maxWriting bounds the decisions that wait for the writer: two batches, so that the next one is there when one is done.
+	maxWriting = 128
 	// retryPause is the pause before a decision that could not be written is tried again.
 	retryPause = 200 * time.Millisecond
 )
@@ -61,10 +62,11 @@ type Resolver struct {
 	ctx     context.Context //nolint:containedctx // the lanes' life; nil: not running
 	lanes   map[laneKey]*lane
 	sources map[int32]store.Source
-	looked  time.Time             // when the sources were read last because one was not known
-	hurried map[laneKey]time.Time // when each was hurried last
-	hurries map[laneKey]struct{}  // to be hurried
-	opened  map[string][]string   // sources whose sessions came back, with the databases they can answer for
+	looked  time.Time                       // when the sources were read last because one was not known
+	hurried map[laneKey]time.Time           // when each was hurried last
+	hurries map[laneKey]struct{}            // to be hurried
+	sweeps  map[laneKey]store.TransactionID // being hurried: where the next page begins
+	opened  map[string][]string             // sources whose sessions came back, with the databases they can answer for
 }
 
 // New returns a resolver. Its decisions go through w, whose Run is the caller's and must outlive Run.
@@ -88,6 +90,7 @@ func New(cfg Config, st *store.Store, w *store.Writer, sessions Sessions, log *s
 		sources: make(map[int32]store.Source),
 		hurried: make(map[laneKey]time.Time),
 		hurries: make(map[laneKey]struct{}),
+		sweeps:  make(map[laneKey]store.TransactionID),
 		opened:  make(map[string][]string),
 	}, nil
 }
@@ -103,20 +106,29 @@ func (r *Resolver) Run(ctx context.Context) error {
 		r.mu.Unlock()
 		r.running.Wait()
 	}()
-	tick := time.NewTicker(r.cfg.Interval)
-	defer tick.Stop()
-	var read, counted time.Time
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var read, counted, rested time.Time
 	failing := false
 	for {
 		now := time.Now()
-		err := r.RunOnce(ctx, now.Sub(read) > sourcesAge)
-		if err == nil && now.Sub(read) > sourcesAge {
-			read = now
-		}
-		if err == nil && now.Sub(counted) > countPause {
-			counted = now
-			if err = r.countInDoubt(ctx); err == nil {
-				err = r.askSooner(ctx)
+		var more bool
+		var err error
+		if now.After(rested) {
+			more, err = r.RunOnce(ctx, now.Sub(read) > sourcesAge)
+			took := time.Since(now)
+			if err == nil && now.Sub(read) > sourcesAge {
+				read = now
+			}
+			if err == nil && now.Sub(counted) > countPause {
+				counted = now
+				if err = r.countInDoubt(ctx); err == nil {
+					err = r.askSooner(ctx)
+				}
+			}
+			rested = now.Add(took)
+			if more {
+				rested = rested.Add(min(claimRest*took, r.cfg.Interval))
 			}
 		}
 		switch {
@@ -126,39 +138,41 @@ func (r *Resolver) Run(ctx context.Context) error {
 			r.log.Warn("looking for in-doubt transactions; it is tried again", "error", err)
 		}
 		failing = err != nil
+		wait := r.cfg.Interval
+		if more || time.Until(rested) > 0 {
+			wait = time.Until(rested)
+		}
+		timer.Reset(wait)
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-timer.C:
 		case <-r.wake:
 		}
 	}
 }
 
-// RunOnce takes what is due from the store and hands it to the lanes, after it has read the sources if told to.
-func (r *Resolver) RunOnce(ctx context.Context, readSources bool) error {
+// RunOnce takes some of what is due from the store and hands it to the lanes, after it has read the sources if told to. It
+// returns whether more is due.
+func (r *Resolver) RunOnce(ctx context.Context, readSources bool) (more bool, err error) {
 	if readSources {
 		if err := r.readSources(ctx); err != nil {
-			return err
+			return false, err
 		}
 	}
-	if err := r.hurryStore(ctx); err != nil {
-		return err
+	hurrying, err := r.hurryStore(ctx)
+	if err != nil {
+		return false, err
 	}
-	for range claimRounds {
-		claimed, err := r.store.ClaimInDoubt(ctx, r.cfg.ClaimLimit, claimLease)
-		if err != nil {
-			return err
-		}
-		r.enqueue(claimed)
-		if len(claimed) < r.cfg.ClaimLimit {
-			break
-		}
+	claimed, err := r.store.ClaimInDoubt(ctx, r.cfg.ClaimLimit, claimLease)
+	if err != nil {
+		return false, err
 	}
+	r.enqueue(claimed)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.gaugeLocked()
-	return nil
+	return hurrying || len(claimed) == r.cfg.ClaimLimit, nil
 }
 
 func (r *Resolver) readSources(ctx context.Context) error {
@@ -304,8 +318,9 @@ func (r *Resolver) signal() {
 	}
 }
 
-// hurryStore makes due, in the lanes and in the store, what can be asked about again.
-func (r *Resolver) hurryStore(ctx context.Context) error {
+// hurryStore makes due, in the lanes and in the store, what can be asked about again. In the store that takes as many calls as
+// there are pages; more: there is another one.
+func (r *Resolver) hurryStore(ctx context.Context) (more bool, err error) {
 	now := time.Now()
 	r.mu.Lock()
 	for id, s := range r.sources {
@@ -314,29 +329,34 @@ func (r *Resolver) hurryStore(ctx context.Context) error {
 		}
 		delete(r.opened, s.Name)
 	}
-	var due []laneKey
 	for k := range r.hurries {
 		if now.Sub(r.hurried[k]) >= hurryPause {
-			due = append(due, k)
 			r.hurried[k] = now
 			delete(r.hurries, k)
+			r.sweeps[k] = store.TransactionID{}
 			if l := r.lanes[k]; l != nil {
 				l.hurry()
 			}
 		}
 	}
+	sweeps := maps.Clone(r.sweeps)
 	r.mu.Unlock()
-	for i, k := range due {
-		if _, err := r.store.HurryInDoubt(ctx, k.source, k.database); err != nil {
-			r.mu.Lock()
-			for _, again := range due[i:] {
-				r.hurries[again] = struct{}{}
-			}
-			r.mu.Unlock()
-			return err
+	for k, after := range sweeps {
+		page, last, err := r.store.HurryInDoubt(ctx, k.source, k.database, after, r.cfg.ClaimLimit, claimLease)
+		if err != nil {
+			return false, err // it goes on from there
 		}
+		r.enqueue(page)
+		r.mu.Lock()
+		if last == (store.TransactionID{}) {
+			delete(r.sweeps, k)
+		} else {
+			r.sweeps[k] = last
+			more = true
+		}
+		r.mu.Unlock()
 	}
-	return nil
+	return more, nil
 }
 
 // countInDoubt tells metrics what is in doubt.
@@ -378,6 +398,7 @@ func (r *Resolver) submit(l *lane, it *item, a answer) {
 	it.due = time.Now().Add(decidedPause)
 	l.mu.Unlock()
 	req := decision(a, r.name)
+	req.Background = true
 	req.Done = func(_ *store.Request, ans store.Answer) { r.decided(l, it, a, ans.Err) }
 	fault.Point("resolver.before-decision")
 	if err := r.writer.Submit(req); err != nil {

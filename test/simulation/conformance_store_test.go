@@ -844,18 +844,21 @@ func (c *comparison) catchUp() {
 func (c *comparison) load() {
 	shard := int16(c.number("shard", c.shards)) //nolint:gosec // few
 	a := one(c, "aggregate", c.aggregates())
+	other := c.aggregates()[0] // that may be of another shard
 	own := store.ShardOf(a, c.shards)
 	after := one(c, "after", append([]place{{seq: -1}}, c.allPlaces(own)...))
 	limit := 1 + c.number("limit", 3)
 	ctx := context.Background()
-	c.both(fmt.Sprintf("load the rows of shard %d, and of %s after %v, %d at most", shard, aggregateText(a), after, limit), func(s *side) string {
+	c.both(fmt.Sprintf("load the rows of shard %d, and of %s and %s after %v, %d at most", shard, aggregateText(a), aggregateText(other), after, limit), func(s *side) string {
 		parked, err := s.LoadParked(ctx, shard)
-		parkedOf, errOf := s.LoadParkedOf(ctx, own, a, s.at(after), limit)
+		of, errOf := s.LoadParkedOf(ctx, own, []store.ParkedAfter{{Aggregate: a, After: s.at(after)}, {Aggregate: other, After: s.at(after)}}, limit)
+		parkedOf := slices.Concat(of...)
 		queues, errQueues := s.LoadDeadQueues(ctx, shard)
 		dead, errDead := s.LoadDeadLettersOf(ctx, own, a, s.at(after), limit)
 		texts := []string{answer(errors.Join(err, errOf))}
 		for _, each := range c.aggregates() {
-			all, err := s.LoadParkedOf(ctx, store.ShardOf(each, c.shards), each, store.EventPosition{}, 100)
+			found, err := s.LoadParkedOf(ctx, store.ShardOf(each, c.shards), []store.ParkedAfter{{Aggregate: each}}, 100)
+			all := slices.Concat(found...)
 			texts = append(texts, answer(err), listed(all, s.parkedText))
 			c.reach("several rows of an aggregate", len(all)-1)
 		}

@@ -366,13 +366,15 @@ func (s *Store) LoadParked(_ context.Context, shard int16) (found []store.Parked
 	return found, err
 }
 
-// LoadParkedOf returns rows of one aggregate.
-func (s *Store) LoadParkedOf(_ context.Context, shard int16, a store.Aggregate, after store.EventPosition, limit int) (found []store.Parked, err error) {
+// LoadParkedOf returns rows of aggregates.
+func (s *Store) LoadParkedOf(_ context.Context, shard int16, of []store.ParkedAfter, limit int) (found [][]store.Parked, err error) {
 	err = s.access(func() error {
-		found = nil
-		for i := range s.parked[shard] {
-			if p := &s.parked[shard][i]; p.Aggregate == a && p.EventPosition.Compare(after) > 0 && len(found) < limit {
-				found = append(found, s.read(p, true))
+		found = make([][]store.Parked, len(of))
+		for n, a := range of {
+			for i := range s.parked[shard] {
+				if p := &s.parked[shard][i]; p.Aggregate == a.Aggregate && p.EventPosition.Compare(a.After) > 0 && len(found[n]) < limit {
+					found[n] = append(found[n], s.read(p, true))
+				}
 			}
 		}
 		return nil

@@ -41,6 +41,9 @@ const (
 	// noticing is how long the SDK may take to notice that a platform is away that says nothing: an unanswered Prepare, and an
 	// attempt to connect.
 	noticing = 5 * time.Second
+	// ordersAtOnce bounds the orders of an instance that are under way. More than a few per customer only wait for each other's
+	// row lock, and when the machine stalls for a moment, that queue and not the platform is what an order would wait for.
+	ordersAtOnce = 16
 	// slack is what this machine may add when it is busy.
 	slack = 1500 * time.Millisecond
 )
@@ -191,13 +194,22 @@ func (a *away) work() (finish func()) {
 		all.Go(func() {
 			tick := time.NewTicker(time.Second * time.Duration(len(a.shops)) / exampleRate)
 			defer tick.Stop()
+			places := make(chan struct{}, ordersAtOnce)
 			for n := 0; ; n++ {
 				select {
 				case <-ctx.Done():
 					return
 				case <-tick.C:
 				}
-				all.Go(func() { a.place(shop, n%10 == 0) })
+				select {
+				case <-ctx.Done():
+					return
+				case places <- struct{}{}:
+				}
+				all.Go(func() {
+					defer func() { <-places }()
+					a.place(shop, n%10 == 0)
+				})
 			}
 		})
 	}
