@@ -231,6 +231,56 @@ func TestAnInheritanceThatCannotBeRead(t *testing.T) {
 	}
 }
 
+// inheritanceStore has what a takeover asks for, but for one thing.
+type inheritanceStore struct {
+	Store
+	lacks string
+}
+
+func (s inheritanceStore) lack(what string) error {
+	if s.lacks == what {
+		return errAway
+	}
+	return nil
+}
+
+func (s inheritanceStore) ReadAt(context.Context, int16, []store.Position) ([]store.Segment, error) {
+	return nil, s.lack("read outstanding events")
+}
+
+func (s inheritanceStore) LoadParked(context.Context, int16) ([]store.Parked, error) {
+	return nil, s.lack("load parked events")
+}
+
+func (s inheritanceStore) LoadDeadQueues(context.Context, int16) ([]store.Aggregate, error) {
+	return nil, s.lack("load dead queues")
+}
+
+func (s inheritanceStore) States(context.Context, []store.Key) (map[store.Key]store.State, error) {
+	return nil, s.lack("read states")
+}
+
+func (inheritanceStore) Read(context.Context, []store.Cursor, int) ([]store.Segment, error) {
+	return nil, nil
+}
+func (inheritanceStore) Horizon() store.Horizon      { return store.Horizon{} }
+func (inheritanceStore) Close(context.Context) error { return nil }
+
+// A takeover needs all that the last holder left: whichever part cannot be read, nothing is begun without it.
+func TestATakeoverNeedsAllThatWasLeft(t *testing.T) {
+	pend := store.EncodePend([]store.PendEntry{{EventPosition: store.EventPosition{Position: store.Position{XID: 7}}, Key: store.Key{Source: 1, Transaction: store.TransactionID{1}}, State: store.Prepared}})
+	lease := store.Lease{Checkpoint: store.Checkpoint{Pend: pend}}
+	for _, part := range []string{"read outstanding events", "load parked events", "load dead queues", "read states"} {
+		st := inheritanceStore{lacks: part}
+		if h, err := loadInheritance(t.Context(), st, st, lease); h != nil || !errors.Is(err, errAway) || !strings.Contains(err.Error(), part) {
+			t.Errorf("without %q: %+v, %v", part, h, err)
+		}
+	}
+	if h, err := loadInheritance(t.Context(), inheritanceStore{}, inheritanceStore{}, lease); h == nil || err != nil {
+		t.Errorf("with everything: %+v, %v", h, err)
+	}
+}
+
 // The store is away when a relay begins to read, and comes back.
 func TestReadingBeginsWhenTheStoreIsBack(t *testing.T) {
 	b := newBench(t)
