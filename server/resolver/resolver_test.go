@@ -143,6 +143,8 @@ func TestReturnOfASession(t *testing.T) {
 	w.park()
 	back := &switchable{}
 	r, _ := w.resolver(back, func(c *Config) { c.UnknownBackoff = time.Hour })
+	// Only what was asked about can be put off.
+	storetest.Eventually(t, soon, func() bool { return storetest.Query[int](t, w.db, `SELECT checks FROM outbox.parked`)[0] > 0 })
 	if err := w.db.Store.RecordAnswer(t.Context(), []store.Key{a.key}, "nobody", time.Hour); err != nil {
 		t.Fatal(err)
 	}
