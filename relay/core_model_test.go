@@ -223,7 +223,7 @@ func (w *world) read() bool {
 			return true
 		}
 	}
-	w.core.caughtUp(w.sh)
+	w.core.caughtUp(w.sh, store.Horizon{})
 	return false
 }
 

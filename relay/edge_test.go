@@ -75,7 +75,17 @@ func (p *partSink) Deliver(*Delivery) error { p.taken++; return nil }
 
 func (p *partSink) Reports() <-chan *Delivery { return make(chan *Delivery) }
 
-func (p *partSink) Partition(string, []byte) (int32, bool) { return 0, true }
+func (p *partSink) Partitions(_ context.Context, topics []string) (map[string]int32, error) {
+	return onePartition(topics), nil
+}
+
+func onePartition(topics []string) map[string]int32 {
+	counts := map[string]int32{}
+	for _, topic := range topics {
+		counts[topic] = 1
+	}
+	return counts
+}
 
 func (p *partSink) Tail(context.Context, map[TopicPartition]int64, func(TopicPartition, int64, []store.Header)) error {
 	return p.tail

@@ -34,8 +34,17 @@ func (c *core) feed(s *shard, pos store.Position, bytes int, records func(func(*
 	return nil
 }
 
-// caughtUp is called when everything that the last holder may have read has been read.
-func (c *core) caughtUp(s *shard) { s.behind = false }
+// caughtUp takes note that a read brought all of a shard's log below a horizon, and reports whether everything that the last
+// holder may have read has been read. It may have read more than we are shown at first: the horizon of a reader that knows
+// which transactions are foreign is further than that of one that has yet to learn it. But all that it read had begun before
+// our first read.
+func (c *core) caughtUp(s *shard, h store.Horizon) bool {
+	if s.readTo == 0 {
+		s.readTo = h.Next
+	}
+	s.behind = s.behind && h.XID < min(s.readTo, h.Next) // a crash of the store may have taken ids back
+	return !s.behind
+}
 
 // endRestored forgets which rows the last holder left: what is read from now on is new.
 func (c *core) endRestored(s *shard) {

@@ -180,7 +180,7 @@ func (r *Relay) takeSegments(shards []*shard, all bool, segments []store.Segment
 	}
 	l.horizon = l.reader.Horizon()
 	l.rest = now.Add(min(restFactor*now.Sub(l.began), r.cfg.PollMax))
-	bytes, full := 0, false
+	bytes, full, hidden := 0, false, false
 	var empty store.ShardSet
 	for _, s := range shards {
 		n := 0
@@ -208,8 +208,18 @@ func (r *Relay) takeSegments(shards []*shard, all bool, segments []store.Segment
 		if n == 0 {
 			empty = empty.Add(s.number)
 		}
-		r.core.caughtUp(s)
-		if s.phase == phaseCatchUp {
+		caughtUp := r.core.caughtUp(s, l.horizon)
+		if s.phase == phaseCatchUp && !caughtUp {
+			hidden = true
+			if s.catchUpBy.IsZero() {
+				s.catchUpBy = now.Add(r.cfg.TakeoverTailTimeout)
+			}
+			if caughtUp = now.After(s.catchUpBy); caughtUp {
+				r.log.Warn("a transaction in the store's cluster hides what the last holder may have read: some of it may be delivered twice",
+					"shard", s.number, "epoch", s.epoch, "horizon", l.horizon.XID, "needed", s.readTo)
+			}
+		}
+		if s.phase == phaseCatchUp && caughtUp {
 			r.startTail(s)
 		}
 	}
@@ -230,7 +240,7 @@ func (r *Relay) takeSegments(shards []*shard, all bool, segments []store.Segment
 		l.pause = r.cfg.PollMin
 		l.at = now
 		return
-	case len(segments) > 0:
+	case len(segments) > 0, hidden:
 		l.pause = r.cfg.PollMin
 		if now.Sub(l.hintedAt) < hintsLast {
 			l.pause = min(hintedPause*r.cfg.PollMin, r.cfg.PollMax)

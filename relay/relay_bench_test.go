@@ -35,9 +35,11 @@ func (s *instantSink) Deliver(d *relay.Delivery) error {
 	}
 	return nil
 }
-func (s *instantSink) Reports() <-chan *relay.Delivery                         { return s.reports }
-func (s *instantSink) Purge()                                                  {}
-func (s *instantSink) Partition(string, []byte) (int32, bool)                  { return 0, true }
+func (s *instantSink) Reports() <-chan *relay.Delivery { return s.reports }
+func (s *instantSink) Purge()                          {}
+func (s *instantSink) Partitions(context.Context, []string) (map[string]int32, error) {
+	return nil, nil
+}
 func (s *instantSink) Close(context.Context) error                             { return nil }
 func (s *instantSink) Topics(context.Context, []string) ([]store.Topic, error) { return nil, nil }
 func (s *instantSink) Tail(context.Context, map[relay.TopicPartition]int64, func(relay.TopicPartition, int64, []store.Header)) error {

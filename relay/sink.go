@@ -76,8 +76,9 @@ type Sink interface {
 	Reports() <-chan *Delivery
 	// Purge drops everything that is queued; each dropped delivery is reported with ClassPurged.
 	Purge()
-	// Partition tells where a key of a topic goes; false: the topic is not known (yet).
-	Partition(topic string, key []byte) (int32, bool)
+	// Partitions tells how many partitions topics have. What it does not know it asks the cluster for. Topics that are not
+	// there, or not for us, are left out.
+	Partitions(ctx context.Context, topics []string) (map[string]int32, error)
 	// Tail reads partitions from the given offsets to the end they had when it was called, and calls fn for each record.
 	// Offsets that no longer exist start at the oldest that does. For takeovers.
 	Tail(ctx context.Context, from map[TopicPartition]int64, fn func(tp TopicPartition, offset int64, headers []store.Header)) error

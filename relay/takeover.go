@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -260,20 +262,20 @@ func (r *Relay) startTail(s *shard) {
 // startTailRead looks in Kafka for what the last holder delivered after its last checkpoint: in the partitions that what is
 // outstanding goes to, from the offsets acknowledged by then. Then the shard starts.
 func (r *Relay) startTailRead(s *shard) {
-	from := r.tailFrom(s)
-	if len(from) == 0 {
+	look := lookOf(s)
+	if len(look) == 0 || len(s.offsets) == 0 {
 		r.core.start(s, nil, r.now())
 		return
 	}
 	if s.phase == phaseCatchUp {
 		s.phase = phaseTail
 	}
-	began := r.now()
+	began, offsets := r.now(), maps.Clone(s.offsets)
 	r.accessWith(r.takeovers, func(ctx context.Context) func() {
 		ctx, cancel := context.WithTimeout(ctx, r.cfg.TakeoverTailTimeout)
 		defer cancel()
 		t := tail{shard: strconv.Itoa(int(s.number)) + ":", left: r.cfg.TakeoverTailLimit, enough: cancel}
-		err := r.readTail(ctx, from, &t)
+		err := r.readTail(ctx, look, offsets, &t)
 		return func() {
 			if s.phase != phaseTail && !s.barredAtWork() {
 				return
@@ -282,7 +284,7 @@ func (r *Relay) startTailRead(s *shard) {
 				r.log.Warn("what the last holder delivered could not be read to the end: some of it may be delivered twice",
 					"shard", s.number, "epoch", s.epoch, "records", len(t.published), "error", err)
 			}
-			r.log.Info("topic tails read", "shard", s.number, "epoch", s.epoch, "partitions", len(from),
+			r.log.Info("topic tails read", "shard", s.number, "epoch", s.epoch, "partitions", t.partitions,
 				"records", len(t.published), "took", r.now().Sub(began))
 			r.core.start(s, t.published, r.now())
 		}
@@ -290,9 +292,15 @@ func (r *Relay) startTailRead(s *shard) {
 }
 
 // readTail reads until it succeeds or ctx ends, when the cluster is away: nothing can be delivered then anyway.
-func (r *Relay) readTail(ctx context.Context, from map[TopicPartition]int64, t *tail) error {
+func (r *Relay) readTail(ctx context.Context, look lookIn, offsets map[TopicPartition]int64, t *tail) error {
 	for {
-		err := r.sink.Tail(ctx, from, t.take)
+		// A relay that has just started knows no topic yet. To leave out what it does not know would deliver it twice.
+		counts, err := r.sink.Partitions(ctx, look.topics())
+		if err == nil {
+			from := look.from(offsets, counts)
+			t.partitions = len(from)
+			err = r.sink.Tail(ctx, from, t.take)
+		}
 		if err == nil || t.left == 0 || asSinkError(err).Class != ClassCluster {
 			return err
 		}
@@ -304,32 +312,51 @@ func (r *Relay) readTail(ctx context.Context, from map[TopicPartition]int64, t *
 	}
 }
 
-// tailFrom returns the partitions to look in, and from where.
-func (r *Relay) tailFrom(s *shard) map[TopicPartition]int64 {
-	from := map[TopicPartition]int64{}
+// lookIn says by topic for which keys the last holder may have delivered something. No keys: for any.
+type lookIn map[string][][]byte
+
+// lookOf returns where to look.
+func lookOf(s *shard) lookIn {
+	look := lookIn{}
 	if s.thaw.n > 0 { // rows that may be delivered but are not in memory: they may go anywhere
-		for tp, offset := range s.offsets {
-			if _, known := r.sink.Partition(tp.Topic, []byte{}); known {
-				from[tp] = offset
-			}
+		for tp := range s.offsets {
+			look[tp.Topic] = nil
 		}
-		return from
+		return look
 	}
 	for e := s.hot.first; e != nil; e = e.after {
 		if e.state != store.Committed {
 			continue
 		}
-		key := e.rec.Event.Key
-		if !e.rec.Event.HasKey {
-			key = []byte(e.rec.Event.AggregateID)
+		key := []byte(e.rec.Event.AggregateID)
+		if e.rec.Event.HasKey {
+			key = slices.Clone(e.rec.Event.Key)
 		}
-		partition, ok := r.sink.Partition(e.rec.Event.Topic, key)
-		if !ok {
+		look[e.rec.Event.Topic] = append(look[e.rec.Event.Topic], key)
+	}
+	return look
+}
+
+func (l lookIn) topics() []string { return slices.Sorted(maps.Keys(l)) }
+
+// from returns the partitions to look in, and from where.
+func (l lookIn) from(offsets map[TopicPartition]int64, counts map[string]int32) map[TopicPartition]int64 {
+	from := map[TopicPartition]int64{}
+	for tp, offset := range offsets {
+		if keys, ok := l[tp.Topic]; ok && len(keys) == 0 && tp.Partition < counts[tp.Topic] {
+			from[tp] = offset
+		}
+	}
+	for topic, keys := range l {
+		count := counts[topic]
+		if count == 0 {
 			continue
 		}
-		tp := TopicPartition{e.rec.Event.Topic, partition}
-		if offset, ok := s.offsets[tp]; ok {
-			from[tp] = offset
+		for _, key := range keys {
+			tp := TopicPartition{topic, Partition(key, count)}
+			if offset, ok := offsets[tp]; ok {
+				from[tp] = offset
+			}
 		}
 	}
 	return from
@@ -337,10 +364,11 @@ func (r *Relay) tailFrom(s *shard) map[TopicPartition]int64 {
 
 // tail collects the ids of the events of one shard.
 type tail struct {
-	shard     string // as EpochHeader begins
-	left      int
-	enough    func()
-	published map[publishedEvent]struct{}
+	shard      string // as EpochHeader begins
+	partitions int    // looked in
+	left       int
+	enough     func()
+	published  map[publishedEvent]struct{}
 }
 
 // take takes a record.

@@ -1,12 +1,15 @@
 package relay_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/outbox-platform/outbox/relay"
 	"github.com/outbox-platform/outbox/store"
@@ -76,6 +79,48 @@ func TestTakeoverSuppressesWhatWasDelivered(t *testing.T) {
 	for _, id := range []string{"x", "y", "z"} {
 		p.wantValues(id, id+"0", id+"1", id+"2", id+"3", id+"4")
 	}
+	a.stop(t)
+	b.stop(t)
+	p.verify()
+}
+
+// A transaction of somebody else holds the horizon, and the last holder had stepped over it. The next one, which has yet to
+// learn that, must not take what it may read at first for all that the last holder had read.
+func TestTakeoverReadsWhatAForeignTransactionHides(t *testing.T) {
+	p := &platform{t: t, db: storetest.NewCluster(t).New(t, storetest.WithShards(1))}
+	p.fill()
+	l, st := p.openLink()
+	a := p.startOn(st, "a")
+	p.publish(p.source, order("x", "x0"))
+	p.wantValues("x", "x0")
+	p.settled()
+	foreign, err := pgx.Connect(t.Context(), p.db.DSN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer foreign.Close(context.WithoutCancel(t.Context()))
+	if _, err := foreign.Exec(t.Context(), "BEGIN; SELECT pg_current_xact_id()"); err != nil {
+		t.Fatal(err)
+	}
+	p.publish(p.source, order("x", "x1"))
+	p.wantValues("x", "x0", "x1")
+	p.settled()
+	// What is delivered from here on is in no checkpoint.
+	p.db.Exec(t, "CREATE FUNCTION outbox.fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'disk full' USING ERRCODE = '53100'; END $$")
+	p.db.Exec(t, "CREATE TRIGGER fail BEFORE UPDATE ON outbox.shard FOR EACH ROW WHEN (new.holder = 'a') EXECUTE FUNCTION outbox.fail()")
+	p.publish(p.source, order("x", "x2"))
+	p.wantValues("x", "x0", "x1", "x2")
+	l.freeze(true)
+	b := p.start("b")
+	p.eventually("taken over", func() bool { return b.metric(t, "outbox_takeovers_total") == 1 })
+	p.publish(p.source, order("x", "x3"))
+	p.eventually("what came after is out", func() bool {
+		v := p.cluster.Values("x")
+		return v[len(v)-1] == "x3"
+	})
+	p.wantValues("x", "x0", "x1", "x2", "x3")
+	p.eventually("one duplicate suppressed", func() bool { return b.metric(t, "outbox_duplicates_suppressed_total") == 1 })
+	l.freeze(false)
 	a.stop(t)
 	b.stop(t)
 	p.verify()

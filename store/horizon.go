@@ -11,6 +11,7 @@ import (
 // Horizon tells how far reading is behind writing because of transactions that own an xid, anywhere in the cluster.
 type Horizon struct {
 	XID       uint64        // everything below it is final
+	Next      uint64        // nothing had begun from it on
 	Held      time.Duration // how long the horizon has not moved although later xids exist; 0: it moves
 	RoleAware bool          // foreign transactions were stepped over in the last read
 }
@@ -22,7 +23,7 @@ func (r *Reader) Horizon() Horizon {
 	if h.snapshot.xmin < h.snapshot.xmax {
 		held = h.seen.Sub(h.plain.since)
 	}
-	return Horizon{XID: h.bound(), Held: held, RoleAware: h.bound() > h.snapshot.xmin}
+	return Horizon{XID: h.bound(), Next: h.snapshot.xmax, Held: held, RoleAware: h.bound() > h.snapshot.xmin}
 }
 
 // horizon watches the snapshots of a reader and knows which of the transactions in progress are foreign: they own an xid

@@ -306,3 +306,14 @@ func ofFirstProducer() func(kmsg.Request) bool {
 		return first.Load() == id
 	}
 }
+
+// goesTo tells the partition of a key, if the sink knows the topic, and has it looked up if not.
+func goesTo(s *Sink, topic string, key []byte) (partition int32, known bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t, refusal := s.topicFor(topic)
+	if refusal != nil || t.partitions == 0 {
+		return 0, false
+	}
+	return relay.Partition(key, t.partitions), true
+}

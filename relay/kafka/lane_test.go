@@ -293,7 +293,7 @@ func TestClusterAway(t *testing.T) {
 		t.Errorf("healthy %v %q", ok, why)
 	}
 	deliver(t, s, delivery("t", "a", 1, "v"), delivery("t", "b", 2, "v"))
-	if _, ok := s.Partition("t", []byte("a")); ok {
+	if _, ok := goesTo(s, "t", []byte("a")); ok {
 		t.Error("the partition is known although nobody answers")
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)

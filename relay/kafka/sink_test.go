@@ -47,8 +47,8 @@ func TestRecordsArriveUntouched(t *testing.T) {
 			if p := relay.Partition(want.Key, 5); r.Partition != p || d.Partition != p || d.Offset != r.Offset {
 				t.Errorf("%q: at %d/%d, reported %d/%d, murmur2 says %d", want.Key, r.Partition, r.Offset, d.Partition, d.Offset, p)
 			}
-			if p, ok := s.Partition(topic, want.Key); !ok || p != r.Partition {
-				t.Errorf("Partition(%q) = %d, %v", want.Key, p, ok)
+			if p, ok := goesTo(s, topic, want.Key); !ok || p != r.Partition {
+				t.Errorf("%q goes to %d, %v", want.Key, p, ok)
 			}
 			if len(r.Headers) != len(want.Headers) {
 				t.Fatalf("headers %v", r.Headers)
@@ -123,7 +123,7 @@ func TestRecordLargerThanTheProducerAllows(t *testing.T) {
 	s := newSink(t, f.Bootstrap(), func(cfg *Config) { cfg.MaxMessageBytes = 100_000 })
 	deliver(t, s, delivery("t", "k", 1, "small"))
 	allOK(t, reports(t, s, 1))
-	eventually(t, "looked up", func() bool { _, ok := s.Partition("t", nil); return ok })
+	eventually(t, "looked up", func() bool { _, ok := goesTo(s, "t", nil); return ok })
 	wantClass(t, s.Deliver(delivery("t", "k", 2, strings.Repeat("x", 100_001))), relay.ClassRecord)
 	eventually(t, "nothing queued", func() bool { return s.Queued() == 0 })
 

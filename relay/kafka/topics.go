@@ -125,15 +125,34 @@ func (s *Sink) wakeWatch() {
 	}
 }
 
-// Partition implements relay.Sink.
-func (s *Sink) Partition(name string, key []byte) (int32, bool) {
+// Partitions implements relay.Sink. While the cluster is away or the producer is being rebuilt it fails, unless all are known.
+func (s *Sink) Partitions(ctx context.Context, names []string) (map[string]int32, error) {
+	counts, rest := make(map[string]int32, len(names)), make([]string, 0, len(names))
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	t, refusal := s.topicFor(name)
-	if refusal != nil || t.partitions == 0 {
-		return 0, false
+	for _, name := range names {
+		if t := s.topics[name]; t != nil && t.state == topicKnown {
+			counts[name] = t.partitions
+		} else {
+			rest = append(rest, name)
+		}
 	}
-	return relay.Partition(key, t.partitions), true
+	s.mu.Unlock()
+	if len(rest) == 0 {
+		return counts, nil
+	}
+	p, done := s.batch.use()
+	if p == nil {
+		return nil, fmt.Errorf("asking for the partitions of topics: %w", errRebuilding)
+	}
+	defer done()
+	topics, err := p.namedTopics(ctx, rest)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range topics {
+		counts[t.Name] = t.Partitions
+	}
+	return counts, nil
 }
 
 // topicFailed notes that the cluster refused a record because of its topic.

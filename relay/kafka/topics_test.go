@@ -3,6 +3,7 @@ package kafka
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -35,7 +36,7 @@ func TestUnknownTopic(t *testing.T) {
 			t.Errorf("it took %s", took)
 		}
 		wantClass(t, s.Deliver(delivery(missing, "k", 3, "v")), relay.ClassTopic)
-		if _, ok := s.Partition(missing, []byte("k")); ok {
+		if _, ok := goesTo(s, missing, []byte("k")); ok {
 			t.Error("the partition of an unknown topic is known")
 		}
 		deliver(t, s, delivery(there, "k", 4, "v"))
@@ -61,8 +62,8 @@ func TestIllegalTopicNames(t *testing.T) {
 	s := newSink(t, f.Bootstrap(), nil)
 	for _, name := range []string{"", ".", "..", "a/b", "ä", "a b", "a\x00", strings.Repeat("a", 250), strings.Repeat("a", 5000)} {
 		wantClass(t, s.Deliver(delivery(name, "k", 1, "v")), relay.ClassTopic)
-		if _, ok := s.Partition(name, nil); ok {
-			t.Errorf("Partition knows %q", name)
+		if _, ok := goesTo(s, name, nil); ok {
+			t.Errorf("it is known where %q goes", name)
 		}
 	}
 	if got, err := s.Topics(t.Context(), []string{"a/b", "", "missing"}); err != nil || len(got) != 0 {
@@ -125,7 +126,7 @@ func TestMorePartitions(t *testing.T) {
 		if p := relay.Partition(key, 7); p < 2 {
 			t.Fatalf("the key must fall on a new partition, not %d", p)
 		}
-		eventually(t, "seven partitions", func() bool { p, ok := s.Partition(topic, key); return ok && p == relay.Partition(key, 7) })
+		eventually(t, "seven partitions", func() bool { p, ok := goesTo(s, topic, key); return ok && p == relay.Partition(key, 7) })
 		var ds []*relay.Delivery
 		for i := range 100 {
 			ds = append(ds, delivery(topic, fmt.Sprint(i), i, "v"))
@@ -162,9 +163,25 @@ func TestTopicsAreKnownFromTheStart(t *testing.T) {
 	f := fake(t, broker.FakeConfig{Topics: map[string]int{"t": 3}})
 	s := newSink(t, f.Bootstrap(), nil)
 	healthy(t, s)
-	if p, ok := s.Partition("t", []byte("k")); !ok || p != relay.Partition([]byte("k"), 3) {
+	if p, ok := goesTo(s, "t", []byte("k")); !ok || p != relay.Partition([]byte("k"), 3) {
 		t.Errorf("partition %d, %v", p, ok)
 	}
+}
+
+// TestPartitionsOfTopicsNotKnownYet: a relay that takes shards over right after its start asks at once.
+func TestPartitionsOfTopicsNotKnownYet(t *testing.T) {
+	onBoth(t, func(t *testing.T, c cluster) {
+		a := createTopic(t, c, 3, nil)
+		s := newSink(t, c.Bootstrap(), nil)
+		want := map[string]int32{a: 3}
+		for range 2 { // not known, known
+			got, err := s.Partitions(t.Context(), []string{a, "not-there", "a/b"})
+			if err != nil || !maps.Equal(got, want) {
+				t.Errorf("partitions %v, %v", got, err)
+			}
+			allOK(t, settle(t, s, delivery(a, "k", 1, "v")))
+		}
+	})
 }
 
 func TestTopics(t *testing.T) {
@@ -204,7 +221,7 @@ func TestTopics(t *testing.T) {
 			t.Errorf("no names: %v, %v", none, err)
 		}
 		// They are in the cache now: no look-up before the first record.
-		if p, ok := s.Partition(a, []byte("k")); !ok || p != relay.Partition([]byte("k"), 3) {
+		if p, ok := goesTo(s, a, []byte("k")); !ok || p != relay.Partition([]byte("k"), 3) {
 			t.Errorf("partition %d, %v", p, ok)
 		}
 	})

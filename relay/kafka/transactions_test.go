@@ -107,7 +107,7 @@ func TestTransactionsKeepOrder(t *testing.T) {
 func TestOnlyTheFencedEpochDelivers(t *testing.T) {
 	f := fake(t, broker.FakeConfig{Topics: map[string]int{"t": 1}})
 	s := newSink(t, f.Bootstrap(), transactional(t))
-	eventually(t, "the topic is known", func() bool { _, ok := s.Partition("t", nil); return ok })
+	eventually(t, "the topic is known", func() bool { _, ok := goesTo(s, "t", nil); return ok })
 	wantClass(t, s.Deliver(of(3, 1, delivery("t", "k", 1, "v"))), relay.ClassFatal)
 	fence(t, s, 3, 1)
 	fence(t, s, 3, 1) // nothing to do

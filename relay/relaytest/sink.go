@@ -144,15 +144,14 @@ func (s *Sink) Purge() {
 	s.drop(relay.ClassPurged, "PURGED")
 }
 
-// Partition tells where a key goes.
-func (s *Sink) Partition(topic string, key []byte) (int32, bool) {
-	s.c.mu.Lock()
-	defer s.c.mu.Unlock()
-	t := s.c.topics[topic]
-	if t == nil {
-		return 0, false
+// Partitions counts partitions. While the cluster is away it fails.
+func (s *Sink) Partitions(ctx context.Context, names []string) (map[string]int32, error) {
+	topics, err := s.Topics(ctx, names)
+	counts := map[string]int32{}
+	for _, t := range topics {
+		counts[t.Name] = t.Partitions
 	}
-	return relay.Partition(key, int32(len(t.partitions))), true //nolint:gosec // few partitions
+	return counts, err
 }
 
 // Tail reads partitions to their end. While the cluster is away it fails.

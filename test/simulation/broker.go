@@ -230,17 +230,14 @@ func (p *Producer) looks(topic string) (refused bool) {
 	return p.refused[topic]
 }
 
-// Partition tells where a key goes. A topic that is not there is refused from then on.
-func (p *Producer) Partition(topic string, key []byte) (int32, bool) {
-	if p.looks(topic) {
-		return 0, false
+// Partitions counts partitions.
+func (p *Producer) Partitions(ctx context.Context, names []string) (map[string]int32, error) {
+	topics, err := p.Topics(ctx, names)
+	counts := map[string]int32{}
+	for _, t := range topics {
+		counts[t.Name] = t.Partitions
 	}
-	t := p.b.topics[topic]
-	if t == nil {
-		p.refused[topic] = true
-		return 0, false
-	}
-	return relay.Partition(key, int32(len(t.partitions))), true //nolint:gosec // few
+	return counts, err
 }
 
 // Tail reads partitions to their end.

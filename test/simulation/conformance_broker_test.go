@@ -320,12 +320,13 @@ func ofFirstProducer() func(kmsg.Request) bool {
 	}
 }
 
-// known waits until the sink has looked up the first topic.
+// known lets the sink know the topics.
 func (c *kafkaComparison) known() {
-	c.eventually("the topic is known", func() bool {
-		_, ok := c.sink.Partition(c.names[0], nil)
-		return ok
-	})
+	ctx, cancel := context.WithTimeout(context.Background(), patience) //nolint:usetesting // as above
+	defer cancel()
+	if _, err := c.sink.Topics(ctx, c.names[:]); err != nil {
+		c.t.Fatalf("asking for topics: %v", err)
+	}
 }
 
 // written reads what is there, as a foreign client sees it.
@@ -538,21 +539,16 @@ func (c *kafkaComparison) topics() {
 	if memory, real := ask(c.p), ask(c.sink); !slices.Equal(memory, real) {
 		c.t.Fatalf("topics in memory: %v, in Kafka: %v", memory, real)
 	}
-	key := fmt.Appendf(nil, "k%d", rapid.IntRange(0, 100).Draw(c.t, "key"))
-	for _, name := range c.names {
-		memory, known := c.p.Partition(name, key)
-		if !known {
-			if p, ok := c.sink.Partition(name, key); ok {
-				c.t.Fatalf("key %q of a topic that is not there goes to partition %d", key, p)
-			}
-			continue
+	count := func(s relay.Sink) map[string]int32 {
+		ctx, cancel := context.WithTimeout(context.Background(), patience) //nolint:usetesting // as above
+		defer cancel()
+		counts, err := s.Partitions(ctx, c.names[:])
+		if err != nil {
+			c.t.Fatalf("%T: asking for partitions: %v", s, err)
 		}
-		c.eventually("the topic is known", func() bool {
-			real, ok := c.sink.Partition(name, key)
-			if ok && real != memory {
-				c.t.Fatalf("key %q goes to partition %d, in memory to %d", key, real, memory)
-			}
-			return ok
-		})
+		return counts
+	}
+	if memory, real := count(c.p), count(c.sink); !maps.Equal(memory, real) {
+		c.t.Fatalf("partitions in memory: %v, in Kafka: %v", memory, real)
 	}
 }

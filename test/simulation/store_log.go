@@ -174,6 +174,7 @@ type reader struct {
 	s               *Store
 	server, crashes int
 	open            bool
+	horizon, next   uint64 // as the last Read saw
 }
 
 // OpenReader connects.
@@ -202,6 +203,7 @@ func (r *reader) Read(_ context.Context, cursors []store.Cursor, limit int) (fou
 		}
 		found = nil
 		horizon, size := r.s.horizon(), int64(0)
+		r.horizon, r.next = horizon, r.s.nextXID
 		for _, c := range cursors {
 			n := 0
 			for _, g := range r.s.log[c.Shard] {
@@ -237,7 +239,7 @@ func (r *reader) ReadAt(_ context.Context, shard int16, at []store.Position) (fo
 	return found, err
 }
 
-func (r *reader) Horizon() store.Horizon { return store.Horizon{XID: r.s.horizon()} }
+func (r *reader) Horizon() store.Horizon { return store.Horizon{XID: r.horizon, Next: r.next} }
 
 func (r *reader) Close(context.Context) error { return nil }
 

@@ -397,18 +397,18 @@ func (a *away) judge(misfit uuid.UUID, least int) {
 func (a *away) inOrder(records []kafka.Record, misfit uuid.UUID) {
 	a.t.Helper()
 	slices.SortStableFunc(records, func(x, y kafka.Record) int { return int(x.Offset - y.Offset) })
-	last, ids := map[string]int64{}, map[string]bool{}
+	last, ids := map[string]int64{}, map[string]kafka.Record{}
 	for _, r := range records {
 		id, _ := r.Header("ce_id")
 		order := a.read(r)
 		if _, known := a.placed[order.ID]; !known || string(id) == misfit.String() {
 			a.t.Errorf("a phantom: %+v", order)
 		}
-		if ids[string(id)] {
-			a.t.Errorf("event %s is there twice", id)
+		if first, again := ids[string(id)]; again {
+			a.t.Errorf("event %s is there twice: at %d of partition %d, and at %d of %d; version %d of %s", id, first.Offset, first.Partition, r.Offset, r.Partition, order.Version, order.Customer)
 			continue
 		}
-		ids[string(id)] = true
+		ids[string(id)] = r
 		if order.Version != last[order.Customer]+1 {
 			a.t.Errorf("%s: version %d follows %d", order.Customer, order.Version, last[order.Customer])
 		}
