@@ -165,6 +165,23 @@ func (p *platform) verify() {
 	}
 }
 
+// logShard shows what the relays said of a shard.
+func (p *platform) logShard(shard int) {
+	p.t.Helper()
+	of := fmt.Sprintf(" shard=%d ", shard)
+	for _, s := range p.relays {
+		content, err := os.ReadFile(s.log)
+		if err != nil {
+			continue // it never started
+		}
+		for line := range strings.Lines(string(content)) {
+			if strings.Contains(line, of) {
+				p.t.Logf("%s: %s", s.name, line)
+			}
+		}
+	}
+}
+
 // checkLogs fails the test when a process found a race or panicked; and shows the logs of a failed test.
 func (p *platform) checkLogs() {
 	for _, s := range append(p.servers, p.relays...) {

@@ -40,6 +40,7 @@ func TestZombiesInTransactions(t *testing.T) {
 	}
 	if len(report.Repeats) != 0 {
 		t.Errorf("%d repeats", len(report.Repeats))
+		p.logShard(report.Repeats[0].Shard)
 	}
 	if report.Committed < 1000 {
 		t.Errorf("only %d events were committed: the load was too small to prove anything", report.Committed)

@@ -123,7 +123,7 @@ func (c *check) record(r *Record) {
 		return
 	}
 	c.report.Repeats = append(c.report.Repeats, Repeat{
-		FirstEpoch: e.first.Epoch, Epoch: r.Epoch, AppendedAt: r.AppendedAt,
+		Shard: r.Shard, FirstEpoch: e.first.Epoch, Epoch: r.Epoch, AppendedAt: r.AppendedAt,
 		What: fmt.Sprintf("%s repeats %s: event %s, aggregate %s version %d, written by %d:%d and %d:%d",
 			at(r), at(e.first), e.ID, e.Aggregate, e.Version, e.first.Shard, e.first.Epoch, r.Shard, r.Epoch),
 	})

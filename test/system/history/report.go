@@ -35,6 +35,7 @@ type Report struct {
 
 // Repeat is a duplicate.
 type Repeat struct {
+	Shard int
 	// FirstEpoch is that of the first record of the event, Epoch that of this one. They differ when another holder repeated
 	// what its predecessor had done. They are the same when a holder delivered again what it had given up, not knowing that
 	// Kafka had it.
