@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	ck "github.com/confluentinc/confluent-kafka-go/v2/kafka"
@@ -92,13 +94,27 @@ func (t *tail) read(ctx context.Context, from map[relay.TopicPartition]int64) er
 	}
 	for len(t.ends) > 0 {
 		if err := ctx.Err(); err != nil {
-			return err
+			return fmt.Errorf("%w: not at the end of %s", err, t.rest())
 		}
 		if err := t.handle(t.c.Poll(int(tailPoll.Milliseconds()))); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// rest names the partitions that are not read to their end: where the reader is, and the end.
+func (t *tail) rest() string {
+	var left []string
+	for tp, end := range t.ends {
+		at := ck.OffsetInvalid
+		if found, err := t.c.Position([]ck.TopicPartition{{Topic: &tp.Topic, Partition: tp.Partition}}); err == nil && len(found) == 1 {
+			at = found[0].Offset
+		}
+		left = append(left, fmt.Sprintf("%s/%d (at %s of %d)", tp.Topic, tp.Partition, at, end))
+	}
+	slices.Sort(left)
+	return strings.Join(left, ", ")
 }
 
 // bounds returns the first offset and the one after the last; both 0 for a partition that is not there.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"iter"
 	"net"
 	"os"
 	"path/filepath"
@@ -168,15 +169,36 @@ func (p *platform) verify() {
 // logShard shows what the relays said of a shard.
 func (p *platform) logShard(shard int) {
 	p.t.Helper()
-	of := fmt.Sprintf(" shard=%d ", shard)
-	for _, s := range p.relays {
-		content, err := os.ReadFile(s.log)
-		if err != nil {
-			continue // it never started
+	for line := range p.said(shard) {
+		p.t.Log(line)
+	}
+}
+
+// tailCutShort reports whether the holder of a shard could not read all that its predecessor had delivered, and said so. A
+// broker that was stopped in the middle of a transaction may leave it open without knowing it (KIP-890): nothing behind it can
+// be read then.
+func (p *platform) tailCutShort(shard int, epoch int64) bool {
+	p.t.Helper()
+	for line := range p.said(shard) {
+		if strings.Contains(line, fmt.Sprintf(" epoch=%d ", epoch)) && strings.Contains(line, "could not be read to the end") {
+			return true
 		}
-		for line := range strings.Lines(string(content)) {
-			if strings.Contains(line, of) {
-				p.t.Logf("%s: %s", s.name, line)
+	}
+	return false
+}
+
+// said yields what the relays said of a shard.
+func (p *platform) said(shard int) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, s := range p.relays {
+			content, err := os.ReadFile(s.log)
+			if err != nil {
+				continue // it never started
+			}
+			for line := range strings.Lines(string(content)) {
+				if strings.Contains(line, fmt.Sprintf(" shard=%d ", shard)) && !yield(s.name+": "+strings.TrimSpace(line)) {
+					return
+				}
 			}
 		}
 	}

@@ -38,9 +38,13 @@ func TestZombiesInTransactions(t *testing.T) {
 	if report.Late.Count != 0 {
 		t.Errorf("%d records of holders that had lost their shard", report.Late.Count)
 	}
-	if len(report.Repeats) != 0 {
-		t.Errorf("%d repeats", len(report.Repeats))
-		p.logShard(report.Repeats[0].Shard)
+	for _, repeat := range report.Repeats {
+		if p.tailCutShort(repeat.Shard, repeat.Epoch) {
+			t.Logf("the holder said that it might repeat: %s", repeat.What)
+			continue
+		}
+		t.Errorf("a repeat: %s", repeat.What)
+		p.logShard(repeat.Shard)
 	}
 	if report.Committed < 1000 {
 		t.Errorf("only %d events were committed: the load was too small to prove anything", report.Committed)
