@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,6 +31,7 @@ type partStore struct {
 	Store
 	away   bool
 	reads  []store.Segment
+	at     store.Horizon
 	rows   []store.Parked
 	states error
 }
@@ -50,7 +53,7 @@ func (p *partStore) ReadAt(context.Context, int16, []store.Position) ([]store.Se
 	return nil, nil
 }
 
-func (p *partStore) Horizon() store.Horizon      { return store.Horizon{} }
+func (p *partStore) Horizon() store.Horizon      { return p.at }
 func (p *partStore) Close(context.Context) error { return nil }
 
 func (p *partStore) LoadParkedOf(context.Context, int16, []store.ParkedAfter, int) ([][]store.Parked, error) {
@@ -67,11 +70,14 @@ func (p *partStore) States(context.Context, []store.Key) (map[store.Key]store.St
 // partSink takes everything, and has tails unless they fail.
 type partSink struct {
 	Sink
-	taken int
-	tail  error
+	taken  int
+	purges int
+	tail   error
 }
 
 func (p *partSink) Deliver(*Delivery) error { p.taken++; return nil }
+
+func (p *partSink) Purge() { p.purges++ }
 
 func (p *partSink) Reports() <-chan *Delivery { return make(chan *Delivery) }
 
@@ -288,6 +294,141 @@ func TestATakeoverNeedsAllThatWasLeft(t *testing.T) {
 	}
 	if h, err := loadInheritance(t.Context(), inheritanceStore{}, inheritanceStore{}, lease); h == nil || err != nil {
 		t.Errorf("with everything: %+v, %v", h, err)
+	}
+}
+
+// What the last holder may have read is hidden from the next one at first: it waits, but not for ever, and not for ids that a
+// crash of the store took back.
+func TestATakeoverWaitsForWhatIsHidden(t *testing.T) {
+	read := func(b *bench, h store.Horizon) {
+		t.Helper()
+		b.store.at = h
+		b.read.at, b.read.rest = time.Time{}, time.Time{}
+		b.startRead(b.clock)
+		b.do()
+	}
+	begin := func(t *testing.T) (*bench, *shard) {
+		b := newBench(t)
+		b.read.limit = 8
+		s := b.hold(phaseCatchUp)
+		read(b, store.Horizon{XID: 5, Next: 10})
+		if s.phase != phaseCatchUp || !s.behind || b.read.pause != b.cfg.PollMin {
+			t.Fatalf("phase %v, behind %v, next read after %s", s.phase, s.behind, b.read.pause)
+		}
+		read(b, store.Horizon{XID: 9, Next: 20})
+		if s.phase != phaseCatchUp {
+			t.Fatalf("phase %v with 9 still hidden", s.phase)
+		}
+		return b, s
+	}
+	t.Run("until it is shown", func(t *testing.T) {
+		b, s := begin(t)
+		read(b, store.Horizon{XID: 10, Next: 20})
+		if s.phase != phaseActive || s.behind || b.log.Len() != 0 {
+			t.Errorf("phase %v, behind %v: %s", s.phase, s.behind, &b.log)
+		}
+	})
+	t.Run("until nothing is hidden", func(t *testing.T) {
+		b, s := begin(t)
+		read(b, store.Horizon{XID: 7, Next: 7})
+		if s.phase != phaseActive || s.behind {
+			t.Errorf("phase %v, behind %v", s.phase, s.behind)
+		}
+	})
+	t.Run("no longer than for tails", func(t *testing.T) {
+		b, s := begin(t)
+		b.clock = b.clock.Add(b.cfg.TakeoverTailTimeout + 1)
+		read(b, store.Horizon{XID: 9, Next: 30})
+		b.logged("may be delivered twice")
+		if s.phase != phaseActive || !s.behind { // decisions for rows may still come
+			t.Errorf("phase %v, behind %v", s.phase, s.behind)
+		}
+		read(b, store.Horizon{XID: 30, Next: 30})
+		if s.behind {
+			t.Error("it is behind for ever")
+		}
+	})
+}
+
+// A purge takes the records of all shards. Those of a shard whose lease is trusted a little longer may be written: it does not
+// deliver them again before its lease is renewed.
+func TestAPurgeForOneLeaseHoldsBackOthers(t *testing.T) {
+	b := newBench(t)
+	var shards [2]*shard
+	var events [2]*event
+	for i := range shards {
+		s := b.hold(phaseActive)
+		s.number = int16(i)
+		shards[i] = s
+		b.publish(s, 1)
+		events[i] = b.core.next(b.clock)
+		if events[i] == nil || events[i].shard != s {
+			t.Fatalf("event %d: %+v", i, events[i])
+		}
+	}
+	idle := b.hold(phaseActive)
+	shards[0].trustUntil, shards[1].trustUntil, idle.trustUntil = b.clock, b.clock.Add(time.Millisecond), b.clock.Add(time.Millisecond)
+	for range 2 { // once is enough
+		b.distrust(b.clock)
+	}
+	if b.sink.purges != 1 {
+		t.Errorf("%d purges", b.sink.purges)
+	}
+	for _, e := range events {
+		b.core.report(e, 0, 0, &SinkError{Class: ClassPurged}, b.clock)
+	}
+	if e := b.core.next(b.clock); e != nil {
+		t.Errorf("shard %d delivers again what may be written", e.shard.number)
+	}
+	b.publish(idle, 1)
+	if e := b.core.next(b.clock); e == nil || e.shard != idle {
+		t.Errorf("a shard of which nothing was purged does not deliver: %+v", e)
+	}
+	if shards[1].renewAt != b.clock {
+		t.Error("it does not ask for its renewal at once")
+	}
+	b.renewed(shards[1], b.clock)
+	if e := b.core.next(b.clock); e == nil || e.shard != shards[1] {
+		t.Errorf("after its renewal the shard delivers %+v", e)
+	}
+}
+
+// Where to look in Kafka: only where something was acknowledged before, and in topics that are there.
+func TestWhereToLook(t *testing.T) {
+	offsets := map[TopicPartition]int64{{"a", 0}: 5, {"a", 1}: 6, {"gone", 0}: 7, {"any", 0}: 8, {"any", 1}: 9, {"any", 2}: 10}
+	sh := &shard{offsets: offsets}
+	if got := lookOf(sh); len(got) != 0 {
+		t.Errorf("nothing is outstanding, and it looks in %v", got)
+	}
+	sh.thaw.push(&aggregate{})
+	if got := lookOf(sh); !slices.Equal(got.topics(), []string{"a", "any", "gone"}) || got["a"] != nil {
+		t.Errorf("rows may go anywhere, and it looks in %v", got)
+	}
+	b := newBench(t)
+	hot := b.hold(phaseCatchUp)
+	if err := b.core.feed(hot, store.Position{XID: 1}, 1, func(yield func(*store.Record) bool) error {
+		for i, state := range []store.State{store.Committed, store.Committed, store.Prepared} {
+			yield(&store.Record{
+				Number: int32(i), Key: store.Key{Source: 1, Transaction: store.TransactionID{byte(i)}}, State: state,
+				Event: store.Event{Topic: "t", AggregateType: "a", AggregateID: fmt.Sprint(i), HasKey: i == 1, Key: []byte("own")},
+			})
+		}
+		return nil
+	}, b.clock); err != nil {
+		t.Fatal(err)
+	}
+	if got := lookOf(hot); len(got) != 1 || !slices.EqualFunc(got["t"], []string{"0", "own"}, func(k []byte, want string) bool { return string(k) == want }) {
+		t.Errorf("it looks in %q", got)
+	}
+	look := lookIn{"a": {[]byte("foobar"), []byte("foobar")}, "gone": {[]byte("k")}, "never": {[]byte("k")}, "any": nil}
+	if got := look.topics(); !slices.Equal(got, []string{"a", "any", "gone", "never"}) {
+		t.Errorf("topics %v", got)
+	}
+	got := look.from(offsets, map[string]int32{"a": 2, "any": 2, "never": 1})
+	p := Partition([]byte("foobar"), 2)
+	want := map[TopicPartition]int64{{"a", p}: offsets[TopicPartition{"a", p}], {"any", 0}: 8, {"any", 1}: 9}
+	if !maps.Equal(got, want) {
+		t.Errorf("from %v, want %v", got, want)
 	}
 }
 

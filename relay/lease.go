@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/outbox-platform/outbox/internal/fault"
@@ -271,20 +272,29 @@ func (r *Relay) fenced(s *shard, now time.Time) {
 
 // distrust purges what is in flight of shards whose lease may have run out: somebody else may begin to deliver it. The
 // records are delivered again when the lease turns out to be still ours.
+//
+// A purge takes what is in flight of all shards, also of those whose lease is trusted a little longer: what was not renewed
+// with the others, or moments later. Whether that was written is not known. To deliver it again at once would write it twice
+// just before the next holder, who can look, takes over: they wait for their renewal too.
 func (r *Relay) distrust(now time.Time) {
-	purge := false
+	if !slices.ContainsFunc(r.core.shards, func(s *shard) bool { return s.purgeable() && !now.Before(s.trustUntil) }) {
+		return
+	}
 	for _, s := range r.core.shards {
-		if s.phase == phaseActive && s.inflight > 0 && !s.purged && !now.Before(s.trustUntil) {
+		if s.purgeable() {
 			s.purged = true
-			purge = true
+			if now.Before(s.trustUntil) {
+				s.trustUntil, s.renewAt = now, now
+			}
 			r.log.Warn("lease not renewed in time: nothing is delivered until it is", "shard", s.number, "epoch", s.epoch,
 				"in_flight", s.inflight)
 		}
 	}
-	if purge {
-		r.sink.Purge()
-	}
+	r.sink.Purge()
 }
+
+// purgeable reports whether a purge would take something of the shard that it works on.
+func (s *shard) purgeable() bool { return s.phase == phaseActive && s.inflight > 0 && !s.purged }
 
 // renewed takes note that a lease was renewed by an attempt that began at a time.
 func (r *Relay) renewed(s *shard, attempt time.Time) {
