@@ -312,7 +312,7 @@ func goesTo(s *Sink, topic string, key []byte) (partition int32, known bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t, refusal := s.topicFor(topic)
-	if refusal != nil || t.partitions == 0 {
+	if refusal != nil || t.state != topicKnown { // while it hands over what it held, it holds what comes
 		return 0, false
 	}
 	return relay.Partition(key, t.partitions), true
