@@ -140,6 +140,14 @@ func TestBoundedMemory(t *testing.T) {
 	}
 }
 
+// TestNothingToClean: the database is not troubled.
+func TestNothingToClean(t *testing.T) {
+	d := &Database{} // without a pool
+	if n, err := d.CleanOnce(t.Context()); n != 0 || err != nil {
+		t.Errorf("%d, %v", n, err)
+	}
+}
+
 // TestNobodyIsAskedAboutMarkersWhileThePlatformIsAway: the janitor does not even look for them.
 func TestNobodyIsAskedAboutMarkersWhileThePlatformIsAway(t *testing.T) {
 	c, err := client.New(client.Config{Target: "127.0.0.1:1", Source: "orders", Plaintext: true})
