@@ -50,7 +50,8 @@ type Config struct {
 	DrainTimeout time.Duration
 	// TakeoverTailLimit bounds the records read at a takeover to find those that the last holder delivered. Default 200000.
 	TakeoverTailLimit int
-	// TakeoverTailTimeout bounds the same in time; afterwards the shard goes on, and what is not found is delivered again.
+	// TakeoverTailTimeout bounds the same in time, and before it the wait for what a transaction in the store's cluster hides of
+	// the log; afterwards the shard goes on, and what is not found is delivered again.
 	// Default 10 s.
 	TakeoverTailTimeout time.Duration
 }

@@ -43,8 +43,8 @@ type shard struct {
 	loaded     bool      // what the last holder left was restored
 	// corrupt: a segment could not be decoded. What was read goes on; nothing more is read.
 	corrupt bool
-	// behind: the last holder may have read more than was read so far, which was below readTo, an xid. It is 0 before the first
-	// read. After catchUpBy the shard no longer waits for that.
+	// behind: the last holder may have read more than was read so far. All that it read is below readTo, an xid; 0 before the
+	// first read that came to the end of what is shown. After catchUpBy the shard begins to deliver although it is behind.
 	behind    bool
 	readTo    uint64
 	catchUpBy time.Time
