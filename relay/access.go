@@ -17,7 +17,7 @@ type Store interface {
 	OpenReader(ctx context.Context) (Reader, error)
 	States(ctx context.Context, keys []store.Key) (map[store.Key]store.State, error)
 	LoadParked(ctx context.Context, shard int16) ([]store.Parked, error)
-	LoadParkedOf(ctx context.Context, shard int16, of []store.ParkedAfter, limit int) ([][]store.Parked, error)
+	LoadParkedOf(ctx context.Context, of []store.ParkedAfter, limit int) ([][]store.Parked, error)
 	LoadDeadQueues(ctx context.Context, shard int16) ([]store.Aggregate, error)
 	LoadDeadLettersOf(ctx context.Context, shard int16, a store.Aggregate, after store.EventPosition, limit int) ([]store.DeadLetter, error)
 	PendingOperations(ctx context.Context, shards []int16) ([]store.Operation, error)

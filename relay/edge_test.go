@@ -56,7 +56,7 @@ func (p *partStore) ReadAt(context.Context, int16, []store.Position) ([]store.Se
 func (p *partStore) Horizon() store.Horizon      { return p.at }
 func (p *partStore) Close(context.Context) error { return nil }
 
-func (p *partStore) LoadParkedOf(context.Context, int16, []store.ParkedAfter, int) ([][]store.Parked, error) {
+func (p *partStore) LoadParkedOf(context.Context, []store.ParkedAfter, int) ([][]store.Parked, error) {
 	if p.away {
 		return nil, errAway
 	}

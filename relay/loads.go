@@ -7,30 +7,37 @@ import (
 	"github.com/outbox-platform/outbox/store"
 )
 
-// startLoads loads rows of parked and dead letters for shards that want some.
+// startLoads loads rows of parked and dead letters for shards that want some. One query reads the rows of several shards: a
+// batch of decisions lets a few aggregates of each go on.
 func (r *Relay) startLoads(now time.Time) {
+	var shards []*shard
+	var loads []load
 	for _, s := range r.core.shards {
 		if letters := s.lettersWanted(now); len(letters) > 0 {
 			r.startLetters(s, letters)
 			continue
 		}
-		if loads := r.core.load(s, now); len(loads) > 0 {
-			r.startRows(s, loads)
+		if of := r.core.load(s, now); len(of) > 0 {
+			shards, loads = append(shards, s), append(loads, of...)
 		}
+		if len(loads) >= r.core.loadAggregates {
+			r.startRows(shards, loads)
+			shards, loads = nil, nil
+		}
+	}
+	if len(loads) > 0 {
+		r.startRows(shards, loads)
 	}
 }
 
-// startRows loads rows of parked.
-func (r *Relay) startRows(s *shard, loads []load) {
+// startRows loads rows of parked: all that these shards want.
+func (r *Relay) startRows(shards []*shard, loads []load) {
 	r.access(func(ctx context.Context) func() {
 		ctx, cancel := context.WithTimeout(ctx, ioTimeout)
 		defer cancel()
-		rows, err := r.loadRows(ctx, s.number, loads)
+		rows, err := r.loadRows(ctx, loads)
 		return func() {
 			now := r.now()
-			if err != nil {
-				r.loadFailed(s, "loading parked events", err)
-			}
 			for i, l := range loads {
 				if err != nil {
 					r.core.notLoaded(l)
@@ -38,24 +45,29 @@ func (r *Relay) startRows(s *shard, loads []load) {
 				}
 				if err := r.core.loaded(l, rows[i], now); err != nil {
 					r.metrics.corrupt.Inc()
-					r.log.Error("parked event cannot be decoded: its aggregate is blocked", "shard", s.number,
+					r.log.Error("parked event cannot be decoded: its aggregate is blocked", "shard", l.shard,
 						"aggregate_type", l.id.Type, "aggregate_id", l.id.ID, "error", err)
 				}
 			}
-			r.core.loadsDone(s)
+			for _, s := range shards {
+				if err != nil {
+					r.loadFailed(s, "loading parked events", err)
+				}
+				r.core.loadsDone(s)
+			}
 		}
 	})
 }
 
 // loadRows loads rows of aggregates, with the states that tx has now: a decision may be there that was read before the
 // rows were loaded, by the last holder.
-func (r *Relay) loadRows(ctx context.Context, shard int16, loads []load) ([][]store.Parked, error) {
+func (r *Relay) loadRows(ctx context.Context, loads []load) ([][]store.Parked, error) {
 	of := make([]store.ParkedAfter, len(loads))
 	limit := 0
 	for i, l := range loads {
-		of[i], limit = store.ParkedAfter{Aggregate: l.id, After: l.after}, l.limit // the same for all
+		of[i], limit = store.ParkedAfter{Shard: l.shard, Aggregate: l.id, After: l.after}, l.limit // the same for all
 	}
-	rows, err := r.st.LoadParkedOf(ctx, shard, of, limit)
+	rows, err := r.st.LoadParkedOf(ctx, of, limit)
 	if err != nil {
 		return nil, err
 	}

@@ -185,6 +185,7 @@ func (c *core) unload(a *aggregate, f *fifo) {
 // load is rows of one aggregate to be loaded.
 type load struct {
 	aggregate *aggregate
+	shard     int16
 	id        store.Aggregate
 	after     store.EventPosition
 	limit     int
@@ -212,7 +213,7 @@ func (c *core) load(s *shard, now time.Time) []load {
 			continue
 		}
 		a.loading = true
-		loads = append(loads, load{aggregate: a, id: a.id, after: a.popped, limit: rows})
+		loads = append(loads, load{aggregate: a, shard: s.number, id: a.id, after: a.popped, limit: rows})
 	}
 	if len(loads) > 0 {
 		s.busy = loading

@@ -61,7 +61,7 @@ func TestConnectionsBreakAtEveryStatement(t *testing.T) {
 		},
 		"parked": func(ctx context.Context) error { _, err := st.LoadParked(ctx, 0); return err },
 		"parked of": func(ctx context.Context) error {
-			_, err := st.LoadParkedOf(ctx, 0, []store.ParkedAfter{{Aggregate: a}}, 1)
+			_, err := st.LoadParkedOf(ctx, []store.ParkedAfter{{Aggregate: a}}, 1)
 			return err
 		},
 		"dead queues": func(ctx context.Context) error { _, err := st.LoadDeadQueues(ctx, 0); return err },

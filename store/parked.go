@@ -214,29 +214,30 @@ func (s *Store) LoadParked(ctx context.Context, shard int16) ([]Parked, error) {
 	return found, storeError("loading parked events", err)
 }
 
-// ParkedAfter names the parked rows of one aggregate that come after a position.
+// ParkedAfter names the parked rows of one aggregate, which is one of the shard's, that come after a position.
 type ParkedAfter struct {
+	Shard     int16
 	Aggregate Aggregate
 	After     EventPosition
 }
 
-// LoadParkedOf returns up to limit parked rows of each of these aggregates of a shard, in the order of the question, and for
-// each in order of position, with bodies.
-func (s *Store) LoadParkedOf(ctx context.Context, shard int16, of []ParkedAfter, limit int) ([][]Parked, error) {
+// LoadParkedOf returns up to limit parked rows of each of these aggregates, in the order of the question, and for each in order
+// of position, with bodies.
+func (s *Store) LoadParkedOf(ctx context.Context, of []ParkedAfter, limit int) ([][]Parked, error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	n := len(of)
-	aggs, sources := make([]int64, n), make([]int32, n)
+	shards, aggs, sources := make([]int16, n), make([]int64, n), make([]int32, n)
 	types, ids := make([]string, n), make([]string, n)
 	for i := range of {
 		a := &of[i].Aggregate
-		aggs[i], sources[i], types[i], ids[i] = int64(a.Hash()), a.Source, a.Type, a.ID //nolint:gosec // the same 64 bits
+		shards[i], aggs[i], sources[i], types[i], ids[i] = of[i].Shard, int64(a.Hash()), a.Source, a.Type, a.ID //nolint:gosec // the same 64 bits
 	}
 	xids, seqs, records := positions(n, func(i int) EventPosition { return of[i].After })
 	found := make([][]Parked, n)
 	var b pgx.Batch // one implicit transaction
 	b.Queue(stepSettings)
-	b.Queue(loadParkedOfSQL, shard, aggs, sources, types, ids, xids, seqs, records, limit).Query(func(rows pgx.Rows) error {
+	b.Queue(loadParkedOfSQL, shards, aggs, sources, types, ids, xids, seqs, records, limit).Query(func(rows pgx.Rows) error {
 		_, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (number int64, err error) {
 			p, err := scanParked(leading{row, []any{&number}})
 			if err == nil {
@@ -253,11 +254,11 @@ func (s *Store) LoadParkedOf(ctx context.Context, shard int16, of []ParkedAfter,
 }
 
 const loadParkedOfSQL = `
-SELECT k.n, p.* FROM unnest($2::bigint[], $3::int[], $4::text[], $5::text[], $6::xid8[], $7::int[], $8::int[])
-  WITH ORDINALITY k(agg, source_id, type, id, xid, seq, record, n),
+SELECT k.n, p.* FROM unnest($1::smallint[], $2::bigint[], $3::int[], $4::text[], $5::text[], $6::xid8[], $7::int[], $8::int[])
+  WITH ORDINALITY k(shard, agg, source_id, type, id, xid, seq, record, n),
 LATERAL (
   SELECT ` + parkedColumns + `, p.body FROM outbox.parked p
-  WHERE p.shard = $1 AND p.agg = k.agg AND p.source_id = k.source_id AND p.aggregate_type = k.type AND p.aggregate_id = k.id
+  WHERE p.shard = k.shard AND p.agg = k.agg AND p.source_id = k.source_id AND p.aggregate_type = k.type AND p.aggregate_id = k.id
     AND (p.xid, p.seq, p.record) > (k.xid, k.seq, k.record)
   ORDER BY p.xid, p.seq, p.record LIMIT $9) p`
 

@@ -139,7 +139,7 @@ func exercise(t *testing.T, w *world) []session {
 	no(relay.ReleaseShards(ctx, []int16{leases[0].Shard}, []int64{leases[0].Epoch}))
 	_, err = relay.LoadParked(ctx, e.shard)
 	no(err)
-	_, err = relay.LoadParkedOf(ctx, e.shard, []store.ParkedAfter{{Aggregate: e.aggregate()}}, 10)
+	_, err = relay.LoadParkedOf(ctx, []store.ParkedAfter{{Shard: e.shard, Aggregate: e.aggregate()}}, 10)
 	no(err)
 	_, err = relay.LoadDeadQueues(ctx, e.shard)
 	no(err)

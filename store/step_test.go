@@ -99,7 +99,7 @@ func TestPlainStepsMoveCheckpointsForwardOnly(t *testing.T) {
 func loadOf(t *testing.T, db *storetest.Database, a store.Aggregate, after store.EventPosition) ([]store.Parked, error) {
 	t.Helper()
 	none := store.ParkedAfter{Aggregate: store.Aggregate{Source: a.Source, Type: a.Type, ID: "none"}}
-	loaded, err := db.Store.LoadParkedOf(t.Context(), 0, []store.ParkedAfter{none, {Aggregate: a, After: after}}, 10)
+	loaded, err := db.Store.LoadParkedOf(t.Context(), []store.ParkedAfter{none, {Aggregate: a, After: after}}, 10)
 	if err != nil {
 		return nil, err
 	}
@@ -361,7 +361,7 @@ func TestHolderFunctionsFailWhenTheStoreIsClosed(t *testing.T) {
 		"plain step":      func() error { _, err := st.Steps(ctx, time.Second, []store.Step{{}}); return err },
 		"step with rows":  func() error { _, err := st.Steps(ctx, time.Second, []store.Step{{Park: parked}}); return err },
 		"parked":          func() error { _, err := st.LoadParked(ctx, 0); return err },
-		"parked of":       func() error { _, err := st.LoadParkedOf(ctx, 0, []store.ParkedAfter{{Aggregate: a}}, 1); return err },
+		"parked of":       func() error { _, err := st.LoadParkedOf(ctx, []store.ParkedAfter{{Aggregate: a}}, 1); return err },
 		"dead queues":     func() error { _, err := st.LoadDeadQueues(ctx, 0); return err },
 		"dead letters of": func() error { _, err := st.LoadDeadLettersOf(ctx, 0, a, store.EventPosition{}, 1); return err },
 		"states":          func() error { _, err := st.States(ctx, []store.Key{{}}); return err },

@@ -26,7 +26,7 @@ const (
 	// backgroundBatch bounds the requests in a batch.
 	backgroundBatch = 64
 	// backgroundRest is how many times as long as a batch took the writer then rests from the background.
-	backgroundRest = 2
+	backgroundRest = 3
 	// longestRest bounds it: a batch may have waited for the store to come back.
 	longestRest = 250 * time.Millisecond
 	// othersLast is how long after their last request others are believed to use the writer.

@@ -851,13 +851,13 @@ func (c *comparison) load() {
 	ctx := context.Background()
 	c.both(fmt.Sprintf("load the rows of shard %d, and of %s and %s after %v, %d at most", shard, aggregateText(a), aggregateText(other), after, limit), func(s *side) string {
 		parked, err := s.LoadParked(ctx, shard)
-		of, errOf := s.LoadParkedOf(ctx, own, []store.ParkedAfter{{Aggregate: a, After: s.at(after)}, {Aggregate: other, After: s.at(after)}}, limit)
+		of, errOf := s.LoadParkedOf(ctx, []store.ParkedAfter{{Shard: own, Aggregate: a, After: s.at(after)}, {Shard: store.ShardOf(other, c.shards), Aggregate: other, After: s.at(after)}}, limit)
 		parkedOf := slices.Concat(of...)
 		queues, errQueues := s.LoadDeadQueues(ctx, shard)
 		dead, errDead := s.LoadDeadLettersOf(ctx, own, a, s.at(after), limit)
 		texts := []string{answer(errors.Join(err, errOf))}
 		for _, each := range c.aggregates() {
-			found, err := s.LoadParkedOf(ctx, store.ShardOf(each, c.shards), []store.ParkedAfter{{Aggregate: each}}, 100)
+			found, err := s.LoadParkedOf(ctx, []store.ParkedAfter{{Shard: store.ShardOf(each, c.shards), Aggregate: each}}, 100)
 			all := slices.Concat(found...)
 			texts = append(texts, answer(err), listed(all, s.parkedText))
 			c.reach("several rows of an aggregate", len(all)-1)

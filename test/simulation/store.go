@@ -367,12 +367,12 @@ func (s *Store) LoadParked(_ context.Context, shard int16) (found []store.Parked
 }
 
 // LoadParkedOf returns rows of aggregates.
-func (s *Store) LoadParkedOf(_ context.Context, shard int16, of []store.ParkedAfter, limit int) (found [][]store.Parked, err error) {
+func (s *Store) LoadParkedOf(_ context.Context, of []store.ParkedAfter, limit int) (found [][]store.Parked, err error) {
 	err = s.access(func() error {
 		found = make([][]store.Parked, len(of))
 		for n, a := range of {
-			for i := range s.parked[shard] {
-				if p := &s.parked[shard][i]; p.Aggregate == a.Aggregate && p.EventPosition.Compare(a.After) > 0 && len(found[n]) < limit {
+			for i := range s.parked[a.Shard] {
+				if p := &s.parked[a.Shard][i]; p.Aggregate == a.Aggregate && p.EventPosition.Compare(a.After) > 0 && len(found[n]) < limit {
 					found[n] = append(found[n], s.read(p, true))
 				}
 			}
