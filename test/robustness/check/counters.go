@@ -97,6 +97,7 @@ func (c *checker) relayCounters() {
 	if count("takeovers_total") > c.Counters.Takeovers { // the next holder drops again what its predecessor had dropped, and suppresses
 		return
 	}
+	c.summary.Counted = append(c.summary.Counted, "dropped and suppressed")
 	if n := count("duplicates_suppressed_total"); n != 0 {
 		c.violate("I14", "", uuid.Nil, "the relays count %.0f suppressed duplicates, and no shard changed hands", n)
 	}

@@ -111,7 +111,7 @@ type Summary struct {
 	Takeovers    int `json:"takeovers"`
 	// Profiles counts transactions.
 	Profiles map[string]int `json:"profiles"`
-	// Counted names those whose counters were compared with the history in full.
+	// Counted names what was compared with the history in full.
 	Counted []string `json:"counted,omitempty"`
 	// Pace is how long things took; nil: nobody watched.
 	Pace *Pace `json:"pace,omitempty"`
