@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/outbox-platform/outbox/test/robustness/check"
 	"github.com/outbox-platform/outbox/test/robustness/nemesis"
 )
 
@@ -34,22 +35,27 @@ type totals struct {
 	Takeovers    int            `json:"takeovers"`
 	Resolved     int            `json:"resolved"`
 	// Slowest is the longest that a run took to come to rest, in seconds.
-	Slowest float64        `json:"slowest_settled_seconds"`
-	Faults  map[string]int `json:"faults"`
-	Points  map[string]int `json:"points"`
-	Links   map[string]int `json:"links"`
-	Never   []string       `json:"never"`
+	Slowest float64 `json:"slowest_settled_seconds"`
+	// Pace has the samples of all runs and the worst run's numbers, Recovery all strikes of each fault.
+	Pace     map[string]check.Spread `json:"pace"`
+	Recovery map[string]check.Spread `json:"recovery"`
+	Faults   map[string]int          `json:"faults"`
+	Points   map[string]int          `json:"points"`
+	Links    map[string]int          `json:"links"`
+	Never    []string                `json:"never"`
 	// Brokers and Transactional count seeds, Revisions too.
 	Brokers       map[string]int `json:"brokers"`
 	Transactional int            `json:"transactional"`
 	Revisions     map[string]int `json:"revisions"`
 	Seconds       float64        `json:"seconds"`
+
+	recovery map[string][]float64
 }
 
 func newTotals() *totals {
 	return &totals{
 		Verdict: "valid", Verdicts: map[string]int{}, Faults: map[string]int{}, Points: map[string]int{}, Links: map[string]int{},
-		Brokers: map[string]int{}, Revisions: map[string]int{},
+		Brokers: map[string]int{}, Revisions: map[string]int{}, Pace: map[string]check.Spread{}, Recovery: map[string]check.Spread{}, recovery: map[string][]float64{},
 	}
 }
 
@@ -88,6 +94,7 @@ func (c *runCmd) mix() {
 
 func (t *totals) print() error {
 	t.Never = t.never()
+	t.recovered()
 	if err := printLast(t); err != nil {
 		return err
 	}
@@ -121,6 +128,7 @@ func (t *totals) add(v verdict) {
 		}
 		t.NotValid = append(t.NotValid, fmt.Sprintf("seed %d: %s:%s", v.Seed, v.Verdict, what))
 	}
+	t.pace(&v)
 	for name, n := range v.Faults {
 		if point, ok := strings.CutPrefix(name, "point:"); ok {
 			t.Points[point] += n
@@ -173,6 +181,7 @@ func (c *totalsCmd) Run() error {
 			t.add(v)
 		}
 	}
+	t.recovered()
 	if c.Table {
 		t.table()
 	}
@@ -203,4 +212,5 @@ func (t *totals) table() {
 		}
 		fmt.Println()
 	}
+	t.paceTable()
 }

@@ -41,7 +41,7 @@ func (c *runCmd) report(v *verdict, run *check.Run) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	err = page.Execute(f, map[string]any{"V": v, "Invariants": check.Invariants, "Timelines": timelines(v, run), "Faults": faults(run)})
+	err = page.Execute(f, map[string]any{"V": v, "Invariants": check.Invariants, "Timelines": timelines(v, run), "Faults": faults(run), "Pace": paces(v), "Recoveries": recoveries(v)})
 	if closed := f.Close(); err == nil {
 		err = closed
 	}
@@ -152,6 +152,8 @@ pre,td.t{font-family:monospace;font-size:12px}.fault{color:#a40}.record{color:#0
 <h2>Invariants</h2><table>{{$v := .V}}{{range $name, $what := .Invariants}}<tr><td>{{$name}}<td>{{$what}}<td>{{range $v.Violations}}{{if eq .Invariant $name}}<b>{{.Count}} violations</b>{{end}}{{end}}{{end}}</table>
 {{range .V.Violations}}<h3>{{.Invariant}}: {{.Count}}</h3><ul>{{range .What}}<li><pre>{{.}}</pre>{{end}}</ul>{{end}}
 <h2>Faults that hit</h2><table>{{range $name, $n := .V.Faults}}<tr><td>{{$name}}<td>{{$n}}{{end}}</table>
+<h2>How long it took, in seconds</h2><table><tr><th><th>n<th>p50<th>p99<th>max{{range .Pace}}<tr><td>{{.What}}<td>{{.N}}<td>{{.P50}}<td>{{.P99}}<td>{{.Max}}{{end}}</table>
+<h2>Recovery after a fault, in seconds</h2><table><tr><th><th>n<th>p50<th>p99<th>max{{range .Recoveries}}<tr><td>{{.What}}<td>{{.N}}<td>{{.P50}}<td>{{.P99}}<td>{{.Max}}{{end}}</table>
 {{range .Timelines}}<h2>{{.Title}}</h2><table>{{range .Lines}}<tr class="{{.Kind}}"><td>{{.Seconds}}<td>{{.Kind}}<td class="t">{{.Text}}{{end}}</table>{{end}}
 <h2>Schedule</h2><table>{{range .Faults}}<tr><td>{{.Seconds}}<td>{{.Kind}}<td>{{.Text}}{{end}}</table></html>
 `))

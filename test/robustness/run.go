@@ -90,7 +90,7 @@ func (c *runCmd) Run(ctx context.Context) error {
 	if err != nil {
 		v.Verdict, v.Why = "unknown", err.Error()
 	}
-	v.Sights = nil // they are in results.json
+	v.Sights, v.Summary.Pace = nil, nil // they are in results.json
 	if err := printLast(v); err != nil {
 		return err
 	}
@@ -265,10 +265,15 @@ func (c *runCmd) play(ctx context.Context, cl *cluster.Cluster) (*check.Run, *ne
 	if err != nil {
 		return nil, nil, err
 	}
+	o, err := observe(ctx, cl, c.Transactional)
+	if err != nil {
+		return nil, n, fmt.Errorf("observe: %w", err)
+	}
+	defer o.stop()
 	if err := order(ctx, cl, driver.Work, false); err != nil {
 		return nil, n, err
 	}
-	wait(ctx, time.Second)
+	wait(ctx, c.calm())
 	if slices.Equal(only, []string{"none"}) {
 		wait(ctx, c.Length)
 	} else {
@@ -278,8 +283,16 @@ func (c *runCmd) play(ctx context.Context, cl *cluster.Cluster) (*check.Run, *ne
 	if ctx.Err() != nil {
 		return nil, n, ctx.Err()
 	}
-	run, err := c.finish(ctx, cl, n)
+	run, err := c.finish(ctx, cl, n, o)
 	return run, n, err
+}
+
+// calm is how long there is no fault in the beginning: what the others are compared with.
+func (c *runCmd) calm() time.Duration {
+	if c.small {
+		return time.Second
+	}
+	return 4 * time.Second
 }
 
 // order gives all drivers an order, and waits until they have obeyed.
@@ -312,29 +325,27 @@ func wait(ctx context.Context, d time.Duration) {
 }
 
 // finish ends the load, lets the platform come to rest, and reads everything there is.
-func (c *runCmd) finish(ctx context.Context, cl *cluster.Cluster, n *nemesis.Nemesis) (*check.Run, error) {
+func (c *runCmd) finish(ctx context.Context, cl *cluster.Cluster, n *nemesis.Nemesis, o *observer) (*check.Run, error) {
 	if err := order(ctx, cl, driver.Quiet, true); err != nil {
 		return nil, err
 	}
 	if err := cl.EndPrepared(ctx); err != nil {
 		return nil, err
 	}
-	s := settler{transactional: c.Transactional, cl: cl, begun: time.Now(), limit: c.Patience}
+	s := settler{transactional: c.Transactional, cl: cl, blocked: n.Blocked(), begun: time.Now(), limit: c.Patience}
 	if err := s.settle(ctx); err != nil {
 		return nil, err
 	}
-	wait(ctx, 1500*time.Millisecond) // the relays write their metrics every now and then
-	published := published(ctx, cl)
+	x := s.settled
+	seen, counters := o.rest(ctx, x.Undecided+x.Spilled+x.Blocked+x.Missing == 0)
 	if err := cl.StopPlatform(); err != nil {
 		say("stopping: %v", err)
 	}
 	run := &check.Run{
-		Truth: s.truth, Settled: s.settled, Window: 3 * (c.Aggregates + 2*c.Workers), Published: published, Crashes: cl.Crashes(), Transactional: c.Transactional,
-		Partitions: map[string][]int{},
+		Truth: s.truth, Settled: s.settled, Window: 3 * (c.Aggregates + 2*c.Workers), Crashes: cl.Crashes(), Transactional: c.Transactional,
+		Partitions: map[string][]int{}, Seen: seen, Counters: counters, Disturbing: nemesis.Disturbing(), Blocked: s.blocked, Saturated: c.Rate == 0,
 	}
-	if run.Disturbances, run.Jumps = n.Disturbances(); run.Disturbances > 0 {
-		run.Published = -1 // what was written without an acknowledgement is not counted
-	}
+	run.Disturbances, run.Jumps = n.Disturbances()
 	for topic, count := range cluster.Topics {
 		run.Partitions[topic] = []int{count}
 	}
@@ -377,6 +388,16 @@ func (c *runCmd) read(ctx context.Context, cl *cluster.Cluster, run *check.Run) 
 	if err != nil {
 		return err
 	}
+	run.Decided = map[uuid.UUID]int64{}
+	ahead := time.Now().UnixNano() - journal.Now()
+	err = rows(ctx, cl.StoreDSN(), "SELECT tx_id, state, extract(epoch FROM decided_at)::text FROM outbox.tx WHERE state = 2", func(id uuid.UUID, _ int16, at string) {
+		if s, err := strconv.ParseFloat(at, 64); err == nil {
+			run.Decided[id] = int64(s*1e9) - ahead
+		}
+	})
+	if err != nil {
+		return err
+	}
 	return rows(ctx, cl.StoreDSN(), "SELECT tx_id, state, method FROM outbox.resolution WHERE method <> 'client'", func(id uuid.UUID, state int16, method string) {
 		run.Resolutions[id] = check.Resolution{State: names[state], Method: method}
 	})
@@ -405,6 +426,7 @@ func rows(ctx context.Context, dsn, sql string, each func(uuid.UUID, int16, stri
 type settler struct {
 	transactional bool
 	cl            *cluster.Cluster
+	blocked       map[string]bool // aggregates that had to wait for an operator
 	begun         time.Time
 	limit         time.Duration
 	truth         map[uuid.UUID]bool
@@ -471,8 +493,12 @@ func (s *settler) look(ctx context.Context, round int) error {
 		return fmt.Errorf("count what is undecided: %w", err)
 	}
 	if x.Blocked > 0 && round%10 == 9 {
-		if _, err := nemesis.Redrive(ctx, s.cl); err != nil {
+		blocked, err := nemesis.Redrive(ctx, s.cl)
+		if err != nil {
 			say("redrive: %v", err)
+		}
+		for _, a := range blocked {
+			s.blocked[a] = true
 		}
 	}
 	return nil
@@ -520,26 +546,4 @@ func (s *settler) arrive(ctx, deadline context.Context) error {
 		return fmt.Errorf("read Kafka: %w", err)
 	}
 	return nil
-}
-
-// published sums the relays' counters; -1 when one was restarted and they begin anew.
-func published(ctx context.Context, cl *cluster.Cluster) int64 {
-	sum := int64(0)
-	for _, r := range cl.Relays {
-		if r.Starts > 1 {
-			return -1
-		}
-		text, err := r.Metrics(ctx)
-		if err != nil {
-			return -1
-		}
-		for line := range strings.SplitSeq(text, "\n") {
-			if name, value, ok := strings.Cut(line, " "); ok && (name == "outbox_published_total" || strings.HasPrefix(name, "outbox_published_total{")) {
-				if f, err := strconv.ParseFloat(value, 64); err == nil {
-					sum += int64(f)
-				}
-			}
-		}
-	}
-	return sum
 }

@@ -1,4 +1,4 @@
-// Package check judges a finished run by the invariants I1 to I14 of README.md. It knows nothing of the platform: it compares
+// Package check judges a finished run by the invariants I1 to I15 of README.md. It knows nothing of the platform: it compares
 // the services' journals, the truth in their own databases, what stands on Kafka, and the state that the store is left in.
 // All checks are linear in the size of the run but the one for linearizability, which looks at one transaction at a time.
 package check
@@ -39,8 +39,16 @@ type Run struct {
 	Transactional bool
 	// Window is how many records may be under way at once.
 	Window int
-	// Published counts deliveries by the relays' own metrics; negative: not known, because one was restarted.
-	Published int64
+	// Counters are those of servers and relays.
+	Counters Counters
+	// Seen says when a consumer that was there from the beginning saw each event first, by the journals' clock.
+	Seen map[uuid.UUID]int64
+	// Decided says when the store decided what did not commit, by the journals' clock.
+	Decided map[uuid.UUID]int64
+	// Disturbing are the faults that may hold up what is committed, Blocked the aggregates that waited for an operator's help.
+	Disturbing, Blocked map[string]bool
+	// Saturated: the services worked as fast as it went, so that nobody can say how fast it should have been.
+	Saturated bool
 }
 
 // State of a transaction in the store.
@@ -103,6 +111,10 @@ type Summary struct {
 	Takeovers    int `json:"takeovers"`
 	// Profiles counts transactions.
 	Profiles map[string]int `json:"profiles"`
+	// Counted names what was compared with the history in full.
+	Counted []string `json:"counted,omitempty"`
+	// Pace is how long things took; nil: nobody watched.
+	Pace *Pace `json:"pace,omitempty"`
 }
 
 // shown is how many findings of one invariant are spelled out.
@@ -112,7 +124,7 @@ const shown = 5
 var Invariants = map[string]string{
 	"I1":  "no phantom: a record's transaction is committed in the source's database",
 	"I2":  "no loss: every event of a committed transaction is on Kafka",
-	"I3":  "no tear: of a transaction all events are on Kafka, or none",
+	"I3":  "no tear: of a transaction all events are on Kafka, or none; during the run no part for long without a reason",
 	"I4":  "order: an aggregate's events come in the order of its versions, without a gap",
 	"I5":  "one partition: where Java's partitioner puts the key",
 	"I6":  "repeats: none without a disturbance, a bounded number with one",
@@ -124,6 +136,7 @@ var Invariants = map[string]string{
 	"I12": "liveness: after the last fault everything is decided and published in time, and nothing is blocked",
 	"I13": "nothing is forgotten: what was acknowledged is known, decided and consistent in the store",
 	"I14": "observability: the counters agree with the history",
+	"I15": "performance: without a fault no median is beyond what a user would call broken",
 	"M":   "misuse is refused by the SDK",
 	"C":   "no process panics or has a data race",
 }
@@ -136,6 +149,7 @@ type checker struct {
 	events  map[uuid.UUID]*known // by event id
 	order   []*tx
 	summary Summary
+	slowest int64 // Prepare, in ns
 }
 
 // tx is a transaction as the journals tell it.
@@ -147,6 +161,12 @@ type tx struct {
 	committed       bool // it must be published
 	open            bool // nobody can say whether it must: what the store says counts
 	operations      []operation
+	// By the journals' clock, 0 when it is not known: Prepare or Publish was called, Prepare was answered, the local COMMIT or
+	// Publish was.
+	from, prepared, local int64
+	// When its first and its last event were seen, and the longest that nothing held up one of them, with that event.
+	first, last, held int64
+	late              *known
 }
 
 // known is an event that somebody prepared.

@@ -254,7 +254,7 @@ func (c *Cluster) addServer(i int, env []string) error {
 	}
 	c.servers = append(c.servers, l.Address())
 	c.Servers = append(c.Servers, &Process{
-		Name: name, Program: c.Program, Args: []string{"server"}, address: grpc, dir: c.Dir,
+		Name: name, Program: c.Program, Args: []string{"server"}, address: grpc, metrics: http, dir: c.Dir,
 		env: append(env[:len(env):len(env)], "OUTBOX_STORE_DSN="+store, "OUTBOX_SERVER_GRPC_LISTEN="+grpc, "OUTBOX_SERVER_HTTP_LISTEN="+http,
 			// The log's ring turns within a run, so that its clean-up is under test too.
 			"OUTBOX_SERVER_GENERATION_BYTES=4000000", "OUTBOX_SERVER_LOG_RETENTION="+cmp.Or(c.LogRetention, 30*time.Second).String(), "OUTBOX_STORE_STATEMENT_TIMEOUT=2s",

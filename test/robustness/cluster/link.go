@@ -48,6 +48,9 @@ func (s *links) add(name, upstream string) (*Link, error) {
 // Address is where the link is entered.
 func (l *Link) Address() string { return l.proxy.Listen }
 
+// Upstream is where it leads.
+func (l *Link) Upstream() string { return l.proxy.Upstream }
+
 // Port is its port.
 func (l *Link) Port() int {
 	var port int

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,8 @@ type Process struct {
 	env     []string
 	// address is where it listens when it is ready; empty: nowhere.
 	address string
+	// metrics is where it exposes them, when that is another place.
+	metrics string
 	dir     string
 
 	mu      sync.Mutex
@@ -210,7 +213,7 @@ func (p *Process) Crash() string {
 
 // Metrics are those of its HTTP port.
 func (p *Process) Metrics(ctx context.Context) (string, error) {
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.address+"/metrics", nil)
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+cmp.Or(p.metrics, p.address)+"/metrics", nil)
 	if err != nil {
 		return "", err
 	}

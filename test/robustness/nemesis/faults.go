@@ -95,6 +95,16 @@ func Names() []string {
 	return all
 }
 
+// Disturbing are the faults that may hold up what is committed: those after which an event may be delivered twice, and those
+// of the store.
+func Disturbing() map[string]bool {
+	all := map[string]bool{}
+	for _, f := range catalogue() {
+		all[f.name] = f.disturbs || slices.ContainsFunc(f.parts, func(p string) bool { return strings.HasPrefix(p, "store") })
+	}
+	return all
+}
+
 // while is how long a fault lasts.
 func (s *stroke) while() time.Duration {
 	return time.Duration(500+s.random.IntN(2500)) * time.Millisecond
@@ -674,7 +684,8 @@ func recordError(ctx context.Context, s *stroke) error {
 	if err := s.refuse(ctx, topicOf(s), invalidRecord, 6+s.random.IntN(10)); err != nil {
 		return err
 	}
-	_, err := Redrive(context.WithoutCancel(ctx), s.Cluster)
+	blocked, err := Redrive(context.WithoutCancel(ctx), s.Cluster)
+	s.n.redriven(blocked)
 	if err != nil {
 		s.n.say("redrive: %v", err)
 	}
@@ -689,25 +700,27 @@ type blockedAggregate struct {
 	Cause  string `json:"cause"`
 }
 
-// Redrive is what an operator does about blocked aggregates. It returns how many there were.
-func Redrive(ctx context.Context, c *cluster.Cluster) (int, error) {
+// Redrive is what an operator does about blocked aggregates. It returns them.
+func Redrive(ctx context.Context, c *cluster.Cluster) ([]string, error) {
 	out, err := c.Operate(ctx, "", "aggregate", "blocked", "-o", "json")
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	var answer struct {
 		Aggregates []blockedAggregate `json:"aggregates"`
 	}
 	if err := json.Unmarshal([]byte(out), &answer); err != nil {
-		return 0, fmt.Errorf("blocked aggregates: %w: %s", err, out)
+		return nil, fmt.Errorf("blocked aggregates: %w: %s", err, out)
 	}
 	blocked := slices.DeleteFunc(answer.Aggregates, func(b blockedAggregate) bool { return b.Cause != "record" })
+	var names []string
 	for _, b := range blocked {
+		names = append(names, fmt.Sprintf("%s:%s/%s", b.Source, b.Type, b.ID))
 		if _, err := c.Operate(ctx, "", "deadletter", "redrive", b.Source, b.Type, b.ID, "--reason", "the broker is well again"); err != nil {
-			return len(blocked), err
+			return names, err
 		}
 	}
-	return len(blocked), nil
+	return names, nil
 }
 
 func partitionIncrease(ctx context.Context, s *stroke) error {

@@ -55,6 +55,7 @@ type Nemesis struct {
 	cannot       map[string]bool
 	disturbances int
 	jumps        int
+	blocked      map[string]bool
 	errs         []error
 	last         []fault
 }
@@ -67,7 +68,7 @@ func New(c *cluster.Cluster, seed uint64, only []string, say func(string, ...any
 	}
 	return &Nemesis{
 		cluster: c, journal: j, random: rand.New(rand.NewPCG(seed, 99)), say: say, only: only, //nolint:gosec // a schedule
-		busy: map[string]bool{}, hits: map[string]int{}, cannot: map[string]bool{},
+		busy: map[string]bool{}, hits: map[string]int{}, cannot: map[string]bool{}, blocked: map[string]bool{},
 	}, nil
 }
 
@@ -90,6 +91,22 @@ func (n *Nemesis) Disturbances() (int, int) {
 
 // jumped counts a jump of the clock by which leases go.
 func (n *Nemesis) jumped() { n.mu.Lock(); defer n.mu.Unlock(); n.jumps++ }
+
+// redriven notes aggregates that waited for an operator.
+func (n *Nemesis) redriven(aggregates []string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, a := range aggregates {
+		n.blocked[a] = true
+	}
+}
+
+// Blocked are the aggregates that had to wait for an operator during the faults.
+func (n *Nemesis) Blocked() map[string]bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return maps.Clone(n.blocked)
+}
 
 // Err is what went wrong with the nemesis itself: then the run proves nothing.
 func (n *Nemesis) Err() error { n.mu.Lock(); defer n.mu.Unlock(); return errors.Join(n.errs...) }
