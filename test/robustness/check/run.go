@@ -101,8 +101,9 @@ type Summary struct {
 	Resolved     int `json:"resolved"`
 	Linearized   int `json:"linearized"`
 	Takeovers    int `json:"takeovers"`
-	// Profiles counts transactions.
+	// Profiles and Sources count transactions.
 	Profiles map[string]int `json:"profiles"`
+	Sources  map[string]int `json:"sources"`
 }
 
 // shown is how many findings of one invariant are spelled out.
