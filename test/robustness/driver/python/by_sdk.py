@@ -117,7 +117,8 @@ def _after_commit(session: Session) -> None:
 
 def _query(session: AsyncSession) -> Query:
     async def query(sql: str, *args: Any) -> Any:
-        return (await (await session.connection()).exec_driver_sql(sql, args)).scalar()
+        result = await (await session.connection()).exec_driver_sql(sql, args)
+        return result.scalar() if result.returns_rows else None
 
     return query
 

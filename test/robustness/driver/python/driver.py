@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import asyncpg
-from outbox_client import OutboxError
-from sqlalchemy.exc import SQLAlchemyError
+from outbox_client import ExhaustedError, OutcomeUnknownError, UnavailableError
+from sqlalchemy.exc import DBAPIError
 
 import by_hand
 import by_sdk
@@ -25,8 +25,18 @@ from worker import Worker
 
 log = logging.getLogger("driver")
 
-# What goes wrong in a transaction when something is away. Anything else is a fault of the SDK or of this program.
-AWAY = (OutboxError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncio.TimeoutError)
+# What goes wrong in a transaction when something is away. Anything else is a fault of the SDK or of this program, and ends it.
+AWAY = (
+    UnavailableError,
+    ExhaustedError,
+    OutcomeUnknownError,
+    by_hand.WaitingError,
+    DBAPIError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    OSError,
+    asyncio.TimeoutError,
+)
 
 
 class Limiter:
