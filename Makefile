@@ -45,10 +45,15 @@ lint: ## Lint Go, Python, protos and the API's compatibility with main (or BASE=
 	tools/breaking.sh
 	@$(MAKE) --no-print-directory lint-python
 
-lint-python: ## Lint the Python SDK: ruff, mypy strict
+PYTHON_DRIVER = ../../test/robustness/driver/python
+
+lint-python: ## Lint the Python SDK and the robustness suite's driver: ruff, mypy strict
 	tools/python-sdk.sh default ruff check
 	tools/python-sdk.sh default ruff format --check
 	tools/python-sdk.sh default env MYPYPATH=src mypy
+	tools/python-sdk.sh default ruff check $(PYTHON_DRIVER)
+	tools/python-sdk.sh default ruff format --check $(PYTHON_DRIVER)
+	tools/python-sdk.sh default env MYPYPATH=src mypy $(PYTHON_DRIVER)
 	tools/python-sdk.sh default ruff check ../../examples/file-service
 	tools/python-sdk.sh default ruff format --check ../../examples/file-service
 	tools/python-sdk.sh default bash -c 'cd ../../examples/file-service && mypy'
@@ -57,6 +62,8 @@ fmt: ## Format Go, Python and protos
 	tools/golangci-lint.sh fmt
 	tools/python-sdk.sh default ruff check --fix --select I
 	tools/python-sdk.sh default ruff format
+	tools/python-sdk.sh default ruff check --fix --select I $(PYTHON_DRIVER)
+	tools/python-sdk.sh default ruff format $(PYTHON_DRIVER)
 	tools/third-party.sh
 	tools/buf.sh format -w proto
 

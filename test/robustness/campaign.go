@@ -19,7 +19,7 @@ type campaignCmd struct {
 	Seeds  int           `default:"20" help:"How many seeds at least, from --seed on."`
 	Total  int           `default:"1000000" help:"How many transactions in total."`
 	Limit  time.Duration `default:"12h" help:"End after the seed during which this is over."`
-	Mix    bool          `help:"Every second pair of seeds on Apache Kafka with three nodes, every fifth seed with Kafka transactions; the clocks of databases jump."`
+	Mix    bool          `help:"Every second pair of seeds on Apache Kafka with three nodes, every fifth seed with Kafka transactions, every third with a Python service; the clocks of databases jump."`
 }
 
 // totals are the last line.
@@ -43,9 +43,10 @@ type totals struct {
 	Points   map[string]int          `json:"points"`
 	Links    map[string]int          `json:"links"`
 	Never    []string                `json:"never"`
-	// Brokers and Transactional count seeds, Revisions too.
+	// Brokers and Transactional count seeds, Revisions too. Python counts transactions of Python services.
 	Brokers       map[string]int `json:"brokers"`
 	Transactional int            `json:"transactional"`
+	Python        int            `json:"python"`
 	Revisions     map[string]int `json:"revisions"`
 	Seconds       float64        `json:"seconds"`
 
@@ -62,6 +63,11 @@ func newTotals() *totals {
 // Run does one seed after the other, each in a deployment of its own, until there are enough seeds and transactions.
 func (c *campaignCmd) Run(ctx context.Context) error {
 	begun := time.Now()
+	// Before the first seed: none of them may do without it.
+	c.Python = c.Python || c.Mix
+	if err := c.findPython(ctx); err != nil {
+		return err
+	}
 	t := newTotals()
 	for seed := c.Seed; (t.Seeds < c.Seeds || t.Transactions < c.Total) && time.Since(begun) < c.Limit && ctx.Err() == nil; seed++ {
 		one := c.runCmd
@@ -89,6 +95,7 @@ func (c *runCmd) mix() {
 		c.Apache = 3
 	}
 	c.Transactional = c.Seed%5 == 0
+	c.Python = c.Seed%3 == 0
 	c.Clocks = true
 }
 
@@ -120,6 +127,7 @@ func (t *totals) add(v verdict) {
 	if v.Transactional {
 		t.Transactional++
 	}
+	t.Python += v.Summary.Sources[v.Python]
 	if v.Verdict != "valid" {
 		t.Verdict = v.Verdict
 		what := v.Why

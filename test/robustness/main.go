@@ -99,6 +99,9 @@ func (c *runCmd) command() string {
 	if c.Processors > 0 {
 		flags = append(flags, fmt.Sprintf("--processors=%d", c.Processors))
 	}
+	if c.Python {
+		flags = append(flags, "--python")
+	}
 	if c.Clocks {
 		flags = append(flags, "--clocks")
 	}

@@ -147,7 +147,7 @@ var page = template.Must(template.New("report").Parse(`<!doctype html>
 pre,td.t{font-family:monospace;font-size:12px}.fault{color:#a40}.record{color:#06c}.store{color:#080}h1.invalid{color:#b00}h1.valid{color:#080}</style>
 <h1 class="{{.V.Verdict}}">seed {{.V.Seed}}: {{.V.Verdict}}</h1>
 <p>{{.V.Transactions}} transactions, {{.V.Summary.Committed}} committed, {{.V.Summary.Events}} events, {{.V.Summary.Records}} records, {{.V.Summary.Repeats}} repeats,
-{{.V.Summary.Takeovers}} takeovers, {{.V.Summary.Resolved}} decisions found out; {{.V.Broker}}; revision {{.V.Revision}}. At rest after {{printf "%.1f" .V.Settled}} s. {{.V.Why}}</p>
+{{.V.Summary.Takeovers}} takeovers, {{.V.Summary.Resolved}} decisions found out; {{.V.Broker}}; {{with .V.Python}}{{index $.V.Summary.Sources .}} transactions of {{.}}, a Python service; {{end}}revision {{.V.Revision}}. At rest after {{printf "%.1f" .V.Settled}} s. {{.V.Why}}</p>
 <p>The same again: <code>{{.V.Command}}</code></p>
 <h2>Invariants</h2><table>{{$v := .V}}{{range $name, $what := .Invariants}}<tr><td>{{$name}}<td>{{$what}}<td>{{range $v.Violations}}{{if eq .Invariant $name}}<b>{{.Count}} violations</b>{{end}}{{end}}{{end}}</table>
 {{range .V.Violations}}<h3>{{.Invariant}}: {{.Count}}</h3><ul>{{range .What}}<li><pre>{{.}}</pre>{{end}}</ul>{{end}}

@@ -40,6 +40,7 @@ type runCmd struct {
 	Aggregates int           `default:"200" help:"Of each source, some of them hot."`
 	Hot        int           `default:"100" help:"How many of a hundred draws of an aggregate prefer a few of them."`
 	Faults     []string      `help:"Only these faults. none: none at all."`
+	Python     bool          `help:"One of the three services, another one from seed to seed, is written in Python. Needs Python: see tools/python-sdk.sh."`
 	Clocks     bool          `help:"The clocks of databases jump too. Needs libfaketime: see test/prerequisites.sh."`
 	Tmpfs      bool          `default:"true" negatable:"" help:"Every second seed: the store on a small file system in memory, so that its disk can be full. Needs root."`
 	Out        string        `default:"bin/robustness-results" help:"Where the results go."`
@@ -58,6 +59,8 @@ type runCmd struct {
 	retention time.Duration
 	small     bool // one server, two relays
 	quiet     bool
+
+	python *cluster.Python // found before the first run
 }
 
 // verdict is the last line.
@@ -78,10 +81,12 @@ type verdict struct {
 	Seconds float64       `json:"seconds"`
 	Broker  string        `json:"broker"`
 	// Transactional: the relays wrote in Kafka transactions.
-	Transactional bool   `json:"transactional,omitempty"`
-	Revision      string `json:"revision"`
-	Command       string `json:"command"`
-	Results       string `json:"results,omitempty"`
+	Transactional bool `json:"transactional,omitempty"`
+	// Python is the source whose service was a Python one.
+	Python   string `json:"python,omitempty"`
+	Revision string `json:"revision"`
+	Command  string `json:"command"`
+	Results  string `json:"results,omitempty"`
 }
 
 // Run does one run and prints the verdict.
@@ -115,6 +120,9 @@ func (c *runCmd) once(ctx context.Context) (v verdict, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Length+c.Patience+4*time.Minute)
 	defer cancel()
 	v = verdict{Verdict: "unknown", Seed: c.Seed, Violations: []check.Violation{}, Faults: map[string]int{}, Revision: revision, Command: c.command(), Broker: "kfake", Transactional: c.Transactional}
+	if err := c.findPython(ctx); err != nil {
+		return v, err
+	}
 	if c.Apache > 0 {
 		v.Broker = fmt.Sprintf("apache kafka %s, %d nodes", kafka.ApacheVersion, c.Apache)
 	}
@@ -150,6 +158,9 @@ func (c *runCmd) once(ctx context.Context) (v verdict, err error) {
 	if c.Old != "" {
 		config.Old = absolute(c.Old)
 	}
+	if c.Python {
+		config.Python = c.python
+	}
 	if c.small {
 		config.Servers, config.Relays = 1, 2
 	}
@@ -160,6 +171,11 @@ func (c *runCmd) once(ctx context.Context) (v verdict, err error) {
 	}
 	defer cl.Stop(context.WithoutCancel(ctx))
 	say("seed %d: deployed in %.1f s", c.Seed, time.Since(started).Seconds())
+	for _, s := range cl.Sources {
+		if slices.ContainsFunc(s.Drivers, func(d *cluster.Driver) bool { return d.Python != nil }) {
+			v.Python = s.Name
+		}
+	}
 	run, n, err := c.play(ctx, cl)
 	if n != nil {
 		v.Faults, v.Cannot = n.Hits(), n.Cannot()
@@ -181,6 +197,14 @@ func (c *runCmd) once(ctx context.Context) (v verdict, err error) {
 	v.Seconds = time.Since(begun).Seconds()
 	v.Results, err = c.report(&v, run)
 	return v, err
+}
+
+// findPython finds what a Python service needs, once.
+func (c *runCmd) findPython(ctx context.Context) (err error) {
+	if c.Python && c.python == nil {
+		c.python, err = cluster.FindPython(ctx, absolute("."))
+	}
+	return err
 }
 
 // clocks reports whether a fault may set the clock of a database.
@@ -226,6 +250,8 @@ func (v *verdict) judge(c *runCmd, n *nemesis.Nemesis) {
 		v.Verdict, v.Why = "unknown", "no fault hit anything"
 	case v.Transactions < int(c.Length.Seconds())*10:
 		v.Verdict, v.Why = "unknown", "hardly any transactions"
+	case v.Python != "" && v.Summary.Sources[v.Python] < int(c.Length.Seconds())*3:
+		v.Verdict, v.Why = "unknown", "hardly any transactions of the Python service"
 	case v.Summary.Resolved == 0:
 		v.Verdict, v.Why = "unknown", "no decision was ever found out"
 	default:

@@ -18,7 +18,7 @@ import (
 // Check judges a run. An error means that it cannot be judged.
 func Check(run *Run) ([]Violation, Summary, error) {
 	c := &checker{Run: run, found: map[string]*Violation{}, txs: map[uuid.UUID]*tx{}, events: map[uuid.UUID]*known{}}
-	c.summary.Profiles = map[string]int{}
+	c.summary.Profiles, c.summary.Sources = map[string]int{}, map[string]int{}
 	c.index()
 	c.decide()
 	c.records()
@@ -55,6 +55,7 @@ func (c *checker) index() {
 			c.txs[e.Tx] = t
 			c.order = append(c.order, t)
 			c.summary.Profiles[t.profile]++
+			c.summary.Sources[t.source]++
 		}
 		if len(e.Events) > 0 {
 			for _, ev := range e.Events {

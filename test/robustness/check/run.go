@@ -109,8 +109,9 @@ type Summary struct {
 	Resolved     int `json:"resolved"`
 	Linearized   int `json:"linearized"`
 	Takeovers    int `json:"takeovers"`
-	// Profiles counts transactions.
+	// Profiles and Sources count transactions.
 	Profiles map[string]int `json:"profiles"`
+	Sources  map[string]int `json:"sources"`
 	// Counted names what was compared with the history in full.
 	Counted []string `json:"counted,omitempty"`
 	// Pace is how long things took; nil: nobody watched.

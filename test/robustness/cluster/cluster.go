@@ -39,6 +39,8 @@ type Config struct {
 	Clocks bool
 	// Profiles of the drivers; nil: the usual mix.
 	Profiles map[string]int
+	// Python starts the driver of one source, another one from seed to seed; nil: all are Go's.
+	Python *Python
 	// Mutant to be.
 	Mutant string
 	// LaggingStandby lets the first source be asked at a standby that replays nothing.
@@ -74,6 +76,8 @@ type Source struct {
 // Driver is a process of a source.
 type Driver struct {
 	*Process
+	// Python is how it is started when it is a Python one.
+	Python   *Python
 	config   driver.Config
 	Control  string
 	Instance int
@@ -346,9 +350,34 @@ func (c *Cluster) startDrivers(ctx context.Context) error {
 			},
 		}
 		d.config.Control = d.Control
+		if c.Python != nil && i == int(c.Seed/3%uint64(len(c.Sources))) { //nolint:gosec // small
+			d.usePython(c.Python)
+		}
 		s.Drivers = append(s.Drivers, d)
 		if err := d.Begin(ctx); err != nil {
 			return err
+		}
+	}
+	for _, d := range c.Drivers() {
+		if err := d.ready(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ready waits until a driver takes orders: a Python one needs seconds to start where processors are few.
+func (d *Driver) ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	if err := driver.Give(d.Control, driver.Quiet); err != nil {
+		return err
+	}
+	for !driver.Obeyed(d.Control) {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("start %s: it takes no orders: %w; its log ends with:\n%s", d.Name, ctx.Err(), d.Tail())
+		case <-time.After(20 * time.Millisecond):
 		}
 	}
 	return nil
@@ -364,6 +393,9 @@ func (d *Driver) Begin(ctx context.Context) error {
 		return err
 	}
 	d.Args = []string{"driver", string(config)}
+	if d.Python != nil {
+		d.Args = []string{d.Python.Driver, string(config)}
+	}
 	return d.Start(ctx)
 }
 

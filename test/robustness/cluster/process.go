@@ -197,13 +197,19 @@ func (p *Process) hit() string {
 // Tail is the end of its log.
 func (p *Process) Tail() string { return process.Tail(process.LogSince(p.log(), 0)) }
 
+// crashes are what a process logs when it breaks, in Go and in Python.
+var crashes = []string{
+	"WARNING: DATA RACE", "panic:", "fatal error:", "SIGSEGV",
+	"the driver broke", "a background task failed", "Task exception was never retrieved", "Exception in callback", "Fatal Python error",
+}
+
 // Crash is a panic or a data race in its log, empty when there is none.
 func (p *Process) Crash() string {
 	content, err := os.ReadFile(p.log())
 	if err != nil {
 		return ""
 	}
-	for _, sign := range []string{"WARNING: DATA RACE", "panic:", "fatal error:", "SIGSEGV"} {
+	for _, sign := range crashes {
 		if at := strings.Index(string(content), sign); at >= 0 {
 			return p.Name + ": " + string(content[at:min(len(content), at+3000)])
 		}

@@ -24,6 +24,7 @@ var (
 	serverPoints = []string{"writer.before-append", "writer.after-append", "resolver.before-decision", "maintenance.before-truncate"}
 	relayPoints  = []string{"relay.before-deliver", "relay.after-ack", "relay.before-step", "relay.after-step", "relay.after-acquire", "relay.after-takeover"}
 	driverPoints = []string{"driver.K1", "driver.K2", "driver.K3", "driver.K4", "driver.K5", "driver.K6", "client.after-drain"}
+	pythonPoints = driverPoints[:6] // the Python SDK itself has none
 )
 
 // Points are all of them.
@@ -279,7 +280,11 @@ func pointRelay(ctx context.Context, s *stroke) error {
 
 func pointDriver(ctx context.Context, s *stroke) error {
 	d := s.driver()
-	point := driverPoints[s.random.IntN(len(driverPoints))]
+	points := driverPoints
+	if d.Python != nil {
+		points = pythonPoints
+	}
+	point := points[s.random.IntN(len(points))]
 	if point == "client.after-drain" { // there must be something to drain
 		for _, l := range s.Links {
 			if strings.HasPrefix(l.Name, "services-") {
