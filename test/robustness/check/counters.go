@@ -115,8 +115,10 @@ func (c *checker) relayCounters() {
 // calls are what the journals tell of the calls that servers count.
 type calls struct {
 	stored     int // Prepare or Publish answered OK by a server
-	prepares   int // asked for, those that are repeated included
+	prepares   int // asked for, those that are repeated included, and those that the SDK refuses
+	prepared   int // of them those answered OK, by a server or the SDK, which may have spilled
 	publishes  int
+	published  int
 	commits    int
 	aborts     int
 	unanswered int
@@ -144,8 +146,15 @@ func (c *checker) calls() calls {
 			n.publishes++
 		case e.Type == journal.Invoke:
 			n.prepares++
-		case e.Type == journal.OK && (t.committed || byHand[t.profile]): // else it may have been spilled, and rolled back
-			n.stored++
+		case e.Type == journal.OK:
+			if direct {
+				n.published++
+			} else {
+				n.prepared++
+			}
+			if t.committed || byHand[t.profile] { // else it may have been spilled, and rolled back
+				n.stored++
+			}
 		}
 	}
 	return n
@@ -184,8 +193,8 @@ func (c *checker) serverCounters() {
 		counted         float64
 		atLeast, atMost int
 	}{
-		{"prepared transactions", prepares, n.prepares, n.prepares},
-		{"published transactions", publishes, n.publishes, n.publishes},
+		{"prepared transactions", prepares, n.prepared, n.prepares},
+		{"published transactions", publishes, n.published, n.publishes},
 		{"COMMITTED from callers", decisions(committed, `method="client"`), 0, n.commits},
 		{"ABORTED from callers", decisions(aborted, `method="client"`), 0, n.aborts},
 		{"COMMITTED from anybody", decisions(committed) + count("resolved_transactions_total", committed), states[Committed], -1},
