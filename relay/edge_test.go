@@ -30,6 +30,8 @@ type bench struct {
 type partStore struct {
 	Store
 	away   bool
+	broken int16 // the shard whose rows cannot be read, 0: none
+	asked  []int // of how many aggregates at a time rows were loaded
 	reads  []store.Segment
 	at     store.Horizon
 	rows   []store.Parked
@@ -56,11 +58,14 @@ func (p *partStore) ReadAt(context.Context, int16, []store.Position) ([]store.Se
 func (p *partStore) Horizon() store.Horizon      { return p.at }
 func (p *partStore) Close(context.Context) error { return nil }
 
-func (p *partStore) LoadParkedOf(context.Context, []store.ParkedAfter, int) ([][]store.Parked, error) {
-	if p.away {
+func (p *partStore) LoadParkedOf(_ context.Context, of []store.ParkedAfter, _ int) ([][]store.Parked, error) {
+	p.asked = append(p.asked, len(of))
+	if p.away || slices.ContainsFunc(of, func(a store.ParkedAfter) bool { return p.broken != 0 && a.Shard == p.broken }) {
 		return nil, errAway
 	}
-	return [][]store.Parked{p.rows}, nil
+	found := make([][]store.Parked, len(of))
+	found[0] = p.rows
+	return found, nil
 }
 
 func (p *partStore) States(context.Context, []store.Key) (map[store.Key]store.State, error) {
@@ -132,8 +137,10 @@ func (b *bench) do() {
 }
 
 // hold gives the relay a shard in a phase.
-func (b *bench) hold(p phase) *shard {
-	s := b.core.acquire(0, 1, store.Checkpoint{})
+func (b *bench) hold(p phase) *shard { return b.holdShard(0, p) }
+
+func (b *bench) holdShard(number int16, p phase) *shard {
+	s := b.core.acquire(number, 1, store.Checkpoint{})
 	s.phase, s.trustUntil, s.renewAt = p, b.clock.Add(time.Hour), b.clock.Add(time.Hour)
 	return s
 }
@@ -501,6 +508,84 @@ func TestRowsThatCannotBeLoaded(t *testing.T) {
 				t.Errorf("busy %v, next load at %s", s.busy, s.loadAt)
 			}
 		})
+	}
+}
+
+// wantRows lets so many aggregates of a shard go on whose rows are not in memory.
+func (b *bench) wantRows(s *shard, aggregates int) {
+	for i := range aggregates {
+		a := b.core.aggregate(s, store.Aggregate{Source: 1, Type: "a", ID: fmt.Sprint(s.number, "/", i)})
+		a.unloaded = 1
+		b.core.advance(a)
+	}
+}
+
+// Rows of several shards are loaded together, but those that cannot be loaded hold up their own shard only.
+func TestRowsOfSeveralShards(t *testing.T) {
+	b := newBench(t)
+	shards := []*shard{b.holdShard(1, phaseActive), b.holdShard(2, phaseActive), b.holdShard(3, phaseActive)}
+	for _, s := range shards {
+		b.wantRows(s, 2)
+	}
+	load := func(wantAsked ...int) {
+		t.Helper()
+		b.store.asked = nil
+		b.clock = b.clock.Add(b.cfg.RetryMin)
+		b.startLoads(b.clock)
+		b.do()
+		if !slices.Equal(b.store.asked, wantAsked) {
+			t.Errorf("asked for the rows of %d aggregates, want %d", b.store.asked, wantAsked)
+		}
+	}
+	left := func(want ...int) {
+		t.Helper()
+		for i, s := range shards {
+			if s.busy != idle || s.thaw.n != want[i] {
+				t.Errorf("shard %d: busy %v, %d aggregates left, want %d", s.number, s.busy, s.thaw.n, want[i])
+			}
+		}
+	}
+	b.store.broken = 2
+	load(6)
+	left(2, 2, 2)
+	load(2, 2, 2) // nobody knows whose rows they were
+	left(0, 2, 0)
+	b.wantRows(shards[0], 1)
+	b.wantRows(shards[2], 1)
+	load(2, 2) // the broken shard's are asked for before the others' together
+	left(0, 2, 0)
+	b.store.broken = 0
+	load(2)
+	left(0, 0, 0)
+	for _, s := range shards {
+		b.wantRows(s, 1)
+	}
+	load(3)
+	left(0, 0, 0)
+}
+
+// A query reads the rows of so many aggregates and not more. A shard that is lost meanwhile gets none; the others do.
+func TestRowsOfManyAggregates(t *testing.T) {
+	b := newBench(t)
+	b.core.loadAggregates = 4
+	lost, kept := b.holdShard(1, phaseActive), b.holdShard(2, phaseActive)
+	b.wantRows(lost, 3)
+	b.wantRows(kept, 2)
+	b.startLoads(b.clock)
+	lost.phase = phaseGone
+	b.do()
+	if !slices.Equal(b.store.asked, []int{3, 2}) {
+		t.Errorf("asked for the rows of %d aggregates", b.store.asked)
+	}
+	b = newBench(t)
+	lost, kept = b.holdShard(1, phaseActive), b.holdShard(2, phaseActive)
+	b.wantRows(lost, 2)
+	b.wantRows(kept, 2)
+	b.startLoads(b.clock)
+	lost.phase = phaseGone
+	b.do()
+	if !slices.Equal(b.store.asked, []int{4}) || kept.thaw.n != 0 || kept.busy != idle || len(kept.aggregates) != 0 || len(lost.aggregates) != 2 {
+		t.Errorf("asked for the rows of %d aggregates; %d left, %d of the lost shard's", b.store.asked, len(kept.aggregates), len(lost.aggregates))
 	}
 }
 

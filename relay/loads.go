@@ -8,7 +8,8 @@ import (
 )
 
 // startLoads loads rows of parked and dead letters for shards that want some. One query reads the rows of several shards: a
-// batch of decisions lets a few aggregates of each go on.
+// batch of decisions lets a few aggregates of each go on. A shard whose last load failed is asked for apart, so that rows that
+// cannot be read hold up their own shard only.
 func (r *Relay) startLoads(now time.Time) {
 	var shards []*shard
 	var loads []load
@@ -17,12 +18,16 @@ func (r *Relay) startLoads(now time.Time) {
 			r.startLetters(s, letters)
 			continue
 		}
-		if of := r.core.load(s, now); len(of) > 0 {
-			shards, loads = append(shards, s), append(loads, of...)
-		}
-		if len(loads) >= r.core.loadAggregates {
+		of := r.core.load(s, now)
+		switch {
+		case len(of) == 0:
+		case s.apart:
+			r.startRows([]*shard{s}, of)
+		case len(loads)+len(of) > r.core.loadAggregates && len(loads) > 0:
 			r.startRows(shards, loads)
-			shards, loads = nil, nil
+			shards, loads = []*shard{s}, of
+		default:
+			shards, loads = append(shards, s), append(loads, of...)
 		}
 	}
 	if len(loads) > 0 {
@@ -50,6 +55,7 @@ func (r *Relay) startRows(shards []*shard, loads []load) {
 				}
 			}
 			for _, s := range shards {
+				s.apart = err != nil
 				if err != nil {
 					r.loadFailed(s, "loading parked events", err)
 				}

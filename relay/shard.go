@@ -71,6 +71,7 @@ type shard struct {
 
 	busy     busy
 	loadAt   time.Time // earliest time of the next load, after one failed
+	apart    bool      // its rows are loaded in a query of their own: the last load failed, perhaps because of them
 	stepping stepContent
 	saved    store.Checkpoint
 

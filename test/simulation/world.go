@@ -147,7 +147,7 @@ func newWorld(c chance) *world {
 	w.config = relay.Config{
 		MemoryBytes: []int64{3000, 64 << 20}[c.n(2)], MaxUnacked: 1 + c.n(6), RetryMax: time.Second,
 	}
-	w.limits = [4]int{1 + c.n(4), 2 + c.n(4), 1 + c.n(3), 1 + c.n(2)}
+	w.limits = [4]int{1 + c.n(4), 2 + c.n(4), 1 + c.n(3), 1 + c.n(4)}
 	for range 1 + c.n(3) {
 		w.relays = append(w.relays, &relayProcess{w: w, number: len(w.relays)})
 	}
