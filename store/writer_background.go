@@ -24,9 +24,9 @@ type background struct {
 
 const (
 	// backgroundBatch bounds the requests in a batch.
-	backgroundBatch = 64
+	backgroundBatch = 24
 	// backgroundRest is how many times as long as a batch took the writer then rests from the background.
-	backgroundRest = 3
+	backgroundRest = 2
 	// longestRest bounds it: a batch may have waited for the store to come back.
 	longestRest = 250 * time.Millisecond
 	// othersLast is how long after their last request others are believed to use the writer.

@@ -9,7 +9,7 @@ import (
 // Config sets the resolver up. The default tags are the defaults; the zero value of a field means its default.
 type Config struct {
 	Interval        time.Duration `name:"interval" default:"50ms" help:"Pause between looks for parked transactions that are due."`
-	ClaimLimit      int           `name:"claim-limit" default:"200" help:"Transactions claimed at a time."`
+	ClaimLimit      int           `name:"claim-limit" default:"64" help:"Transactions claimed at a time."`
 	AskTimeout      time.Duration `name:"ask-timeout" default:"2s" help:"How long sessions and databases may take to answer."`
 	MaxQueued       int           `name:"max-queued" default:"20000" help:"Transactions of one source database that are remembered; the rest stays in the store."`
 	RunningBackoff  time.Duration `name:"running-backoff" default:"5s" help:"Longest pause before a transaction that is still running is asked about again."`
@@ -30,7 +30,7 @@ func (c Config) withDefaults() Config {
 		}
 	}
 	d(&c.Interval, 50*time.Millisecond)
-	n(&c.ClaimLimit, 200)
+	n(&c.ClaimLimit, 64)
 	d(&c.AskTimeout, 2*time.Second)
 	n(&c.MaxQueued, 20000)
 	d(&c.RunningBackoff, 5*time.Second)

@@ -30,10 +30,10 @@ const (
 	countPause = 5 * time.Second
 	// claimRest is how many times as long as a look took the pause after it is when more is due, Config.Interval at most: ten
 	// thousand transactions must not be claimed in one go while the store has other things to do.
-	claimRest = 3
+	claimRest = 2
 	// decidedPause keeps a transaction from being asked about again while its decision is being written.
 	decidedPause = 10 * time.Second
-	// maxWriting bounds the decisions that wait for the writer: two batches, so that the next one is there when one is done.
+	// maxWriting bounds the decisions that wait for the writer: a few batches, so that the next one is there when one is done.
 	maxWriting = 128
 	// retryPause is the pause before a decision that could not be written is tried again.
 	retryPause = 200 * time.Millisecond

@@ -366,7 +366,7 @@ func TestConfig(t *testing.T) {
 	if err := (Config{Interval: -1}).Validate(); err == nil || !strings.Contains(err.Error(), "-1") {
 		t.Errorf("%v", err)
 	}
-	if c := (Config{}).withDefaults(); c.Interval != 50*time.Millisecond || c.ClaimLimit != 200 || c.UnknownBackoff != 30*time.Second {
+	if c := (Config{}).withDefaults(); c.Interval != 50*time.Millisecond || c.ClaimLimit != 64 || c.UnknownBackoff != 30*time.Second {
 		t.Errorf("%+v", c)
 	}
 }
