@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -78,6 +79,11 @@ type partSink struct {
 	taken  int
 	purges int
 	tail   error
+
+	asked    map[TopicPartition]time.Time // of OffsetsForTimes
+	since    map[TopicPartition]int64     // its answer
+	sinceErr error
+	from     map[TopicPartition]int64 // of Tail
 }
 
 func (p *partSink) Deliver(*Delivery) error { p.taken++; return nil }
@@ -98,7 +104,13 @@ func onePartition(topics []string) map[string]int32 {
 	return counts
 }
 
-func (p *partSink) Tail(context.Context, map[TopicPartition]int64, func(TopicPartition, int64, []store.Header)) error {
+func (p *partSink) OffsetsForTimes(_ context.Context, at map[TopicPartition]time.Time) (map[TopicPartition]int64, error) {
+	p.asked = at
+	return p.since, p.sinceErr
+}
+
+func (p *partSink) Tail(_ context.Context, from map[TopicPartition]int64, _ func(TopicPartition, int64, []store.Header)) error {
+	p.from = from
 	return p.tail
 }
 
@@ -168,6 +180,7 @@ func TestAFenceThatComesTooLate(t *testing.T) {
 func (b *bench) tailing() *shard {
 	b.t.Helper()
 	s := b.hold(phaseCatchUp)
+	s.epoch = firstEpoch + 1
 	s.offsets[TopicPartition{"t", 0}] = 7
 	b.publish(s, 1)
 	b.startTailRead(s)
@@ -240,6 +253,59 @@ func TestTailsThatCannotBeRead(t *testing.T) {
 		b.do()
 		if s.phase != phaseGone {
 			t.Errorf("phase %v", s.phase)
+		}
+	})
+}
+
+// Where nothing is known to be acknowledged, former holders may have delivered all the same: it is looked for since what is
+// outstanding was prepared, or happened.
+func TestTailsWhereNothingIsAcknowledged(t *testing.T) {
+	tail := func(t *testing.T, epoch int64) (*bench, *shard) {
+		b := newBench(t)
+		s := b.hold(phaseCatchUp)
+		s.epoch = epoch
+		b.publish(s, 2)
+		b.startTailRead(s)
+		return b, s
+	}
+	t.Run("found", func(t *testing.T) {
+		b, s := tail(t, 2)
+		tp := TopicPartition{"t", 0}
+		b.sink.since = map[TopicPartition]int64{tp: 3}
+		b.do()
+		if want := map[TopicPartition]time.Time{tp: time.Unix(0, 1).Add(-clockSlack)}; !maps.Equal(b.sink.asked, want) {
+			t.Errorf("asked since %v, want %v", b.sink.asked, want)
+		}
+		if !maps.Equal(b.sink.from, b.sink.since) || s.phase != phaseActive {
+			t.Errorf("read from %v; phase %v", b.sink.from, s.phase)
+		}
+	})
+	t.Run("the cluster comes back", func(t *testing.T) {
+		b, s := tail(t, 2)
+		b.sink.sinceErr = &SinkError{Class: ClassCluster, Code: "_TRANSPORT"}
+		pause := b.after
+		b.after = func(d time.Duration) <-chan time.Time {
+			b.sink.sinceErr = nil
+			return pause(d)
+		}
+		b.do()
+		if s.phase != phaseActive || b.sink.from == nil || strings.Contains(b.log.String(), "twice") {
+			t.Errorf("phase %v, from %v: %s", s.phase, b.sink.from, &b.log)
+		}
+	})
+	t.Run("it is refused", func(t *testing.T) {
+		b, s := tail(t, 2)
+		b.sink.sinceErr = &SinkError{Class: ClassTopic, Code: "TOPIC_AUTHORIZATION_FAILED"}
+		b.do()
+		b.logged("may be delivered twice")
+		if s.phase != phaseActive {
+			t.Errorf("phase %v", s.phase)
+		}
+	})
+	t.Run("nobody was before", func(t *testing.T) {
+		b, s := tail(t, firstEpoch)
+		if s.phase != phaseActive || len(b.begun) != 0 {
+			t.Errorf("phase %v, %d begun", s.phase, len(b.begun))
 		}
 	})
 }
@@ -417,25 +483,37 @@ func TestWhereToLook(t *testing.T) {
 		for i, state := range []store.State{store.Committed, store.Committed, store.Prepared} {
 			yield(&store.Record{
 				Number: int32(i), Key: store.Key{Source: 1, Transaction: store.TransactionID{byte(i)}}, State: state,
-				Event: store.Event{Topic: "t", AggregateType: "a", AggregateID: fmt.Sprint(i), HasKey: i == 1, Key: []byte("own")},
+				PreparedAt: 10 * int64(time.Second),
+				Event: store.Event{
+					Topic: "t", AggregateType: "a", AggregateID: fmt.Sprint(i), HasKey: i == 1, Key: []byte("own"),
+					OccurredAt: int64(i) * int64(time.Second),
+				},
 			})
 		}
 		return nil
 	}, b.clock); err != nil {
 		t.Fatal(err)
 	}
-	if got := lookOf(hot); len(got) != 1 || !slices.EqualFunc(got["t"], []string{"0", "own"}, func(k []byte, want string) bool { return string(k) == want }) {
-		t.Errorf("it looks in %q", got)
+	want := []lookFor{{[]byte("0"), time.Unix(5, 0)}, {[]byte("own"), time.Unix(1, 0)}}
+	if got := lookOf(hot); len(got) != 1 || !reflect.DeepEqual(got["t"], want) {
+		t.Errorf("it looks in %v, want %v", got["t"], want)
 	}
-	look := lookIn{"a": {[]byte("foobar"), []byte("foobar")}, "gone": {[]byte("k")}, "never": {[]byte("k")}, "any": nil}
+	early, late := time.Unix(1, 0), time.Unix(2, 0)
+	look := lookIn{
+		"a": {{[]byte("foobar"), late}, {[]byte("foobar"), early}}, "gone": {{[]byte("k"), early}}, "any": nil,
+		"never": {{[]byte("k"), late}, {[]byte("l"), early}, {[]byte("m"), late}},
+	}
 	if got := look.topics(); !slices.Equal(got, []string{"a", "any", "gone", "never"}) {
 		t.Errorf("topics %v", got)
 	}
-	got := look.from(offsets, map[string]int32{"a": 2, "any": 2, "never": 1})
+	got, since := look.from(offsets, map[string]int32{"a": 2, "any": 2, "never": 1})
 	p := Partition([]byte("foobar"), 2)
-	want := map[TopicPartition]int64{{"a", p}: offsets[TopicPartition{"a", p}], {"any", 0}: 8, {"any", 1}: 9}
-	if !maps.Equal(got, want) {
-		t.Errorf("from %v, want %v", got, want)
+	wantFrom := map[TopicPartition]int64{{"a", p}: offsets[TopicPartition{"a", p}], {"any", 0}: 8, {"any", 1}: 9}
+	if !maps.Equal(got, wantFrom) {
+		t.Errorf("from %v, want %v", got, wantFrom)
+	}
+	if want := map[TopicPartition]time.Time{{"never", 0}: early}; !maps.Equal(since, want) {
+		t.Errorf("since %v, want %v", since, want)
 	}
 }
 

@@ -42,6 +42,10 @@ func (s *instantSink) Partitions(context.Context, []string) (map[string]int32, e
 }
 func (s *instantSink) Close(context.Context) error                             { return nil }
 func (s *instantSink) Topics(context.Context, []string) ([]store.Topic, error) { return nil, nil }
+func (s *instantSink) OffsetsForTimes(context.Context, map[relay.TopicPartition]time.Time) (map[relay.TopicPartition]int64, error) {
+	return nil, nil //nolint:nilnil // nothing is there
+}
+
 func (s *instantSink) Tail(context.Context, map[relay.TopicPartition]int64, func(relay.TopicPartition, int64, []store.Header)) error {
 	return nil
 }

@@ -82,6 +82,10 @@ type Sink interface {
 	// Tail reads partitions from the given offsets to the end they had when it was called, and calls fn for each record.
 	// Offsets that no longer exist start at the oldest that does. For takeovers.
 	Tail(ctx context.Context, from map[TopicPartition]int64, fn func(tp TopicPartition, offset int64, headers []store.Header)) error
+	// OffsetsForTimes asks for the offset of the first record of each partition whose timestamp is not before a time; whether
+	// timestamps are the records' own or the brokers' is the topic's choice. Partitions without such a record, or that are not
+	// there, are left out. For takeovers.
+	OffsetsForTimes(ctx context.Context, at map[TopicPartition]time.Time) (map[TopicPartition]int64, error)
 	// Topics asks the cluster for the topics named, or for all it may see, with partition count and max.message.bytes.
 	// Unknown ones are left out.
 	Topics(ctx context.Context, names []string) ([]store.Topic, error)

@@ -259,11 +259,12 @@ func (r *Relay) startTail(s *shard) {
 	r.startTailRead(s)
 }
 
-// startTailRead looks in Kafka for what the last holder delivered after its last checkpoint: in the partitions that what is
-// outstanding goes to, from the offsets acknowledged by then. Then the shard starts.
+// startTailRead looks in Kafka for what former holders delivered and no checkpoint tells of: in the partitions that what is
+// outstanding goes to, from the offsets acknowledged by the last checkpoint; where none was, from the time of what is
+// outstanding. Then the shard starts.
 func (r *Relay) startTailRead(s *shard) {
 	look := lookOf(s)
-	if len(look) == 0 || len(s.offsets) == 0 {
+	if len(look) == 0 || s.epoch == firstEpoch {
 		r.core.start(s, nil, r.now())
 		return
 	}
@@ -284,8 +285,8 @@ func (r *Relay) startTailRead(s *shard) {
 				r.log.Warn("what the last holder delivered could not be read to the end: some of it may be delivered twice",
 					"shard", s.number, "epoch", s.epoch, "records", len(t.published), "error", err)
 			}
-			r.log.Info("topic tails read", "shard", s.number, "epoch", s.epoch, "partitions", t.partitions,
-				"records", len(t.published), "took", r.now().Sub(began))
+			r.log.Info("topic tails read", "shard", s.number, "epoch", s.epoch, "partitions", len(t.from),
+				"from", places(t.from), "records", len(t.published), "took", r.now().Sub(began))
 			r.core.start(s, t.published, r.now())
 		}
 	})
@@ -297,9 +298,7 @@ func (r *Relay) readTail(ctx context.Context, look lookIn, offsets map[TopicPart
 		// A relay that has just started knows no topic yet. To leave out what it does not know would deliver it twice.
 		counts, err := r.sink.Partitions(ctx, look.topics())
 		if err == nil {
-			from := look.from(offsets, counts)
-			t.partitions = len(from)
-			err = r.sink.Tail(ctx, from, t.take)
+			err = r.readTailFrom(ctx, look, offsets, counts, t)
 		}
 		if err == nil || t.left == 0 || asSinkError(err).Class != ClassCluster {
 			return err
@@ -312,8 +311,33 @@ func (r *Relay) readTail(ctx context.Context, look lookIn, offsets map[TopicPart
 	}
 }
 
-// lookIn says by topic for which keys the last holder may have delivered something. No keys: for any.
-type lookIn map[string][][]byte
+func (r *Relay) readTailFrom(ctx context.Context, look lookIn, offsets map[TopicPartition]int64, counts map[string]int32, t *tail) error {
+	from, since := look.from(offsets, counts)
+	if len(since) > 0 {
+		found, err := r.sink.OffsetsForTimes(ctx, since)
+		if err != nil {
+			return err
+		}
+		maps.Copy(from, found)
+	}
+	t.from = from
+	return r.sink.Tail(ctx, from, t.take)
+}
+
+// firstEpoch is the epoch of a shard's first holder: nobody delivered anything before it.
+const firstEpoch = 1
+
+// clockSlack is by how much a broker's clock may be behind a server's, where brokers give records their timestamps.
+const clockSlack = 5 * time.Second
+
+// lookIn says by topic for which keys former holders may have delivered something. No keys: for any.
+type lookIn map[string][]lookFor
+
+// lookFor is a key of a record that may be there, and since when it may be, by the record's own timestamp or the broker's.
+type lookFor struct {
+	key   []byte
+	since time.Time
+}
 
 // lookOf returns where to look.
 func lookOf(s *shard) lookIn {
@@ -332,16 +356,20 @@ func lookOf(s *shard) lookIn {
 		if e.rec.Event.HasKey {
 			key = slices.Clone(e.rec.Event.Key)
 		}
-		look[e.rec.Event.Topic] = append(look[e.rec.Event.Topic], key)
+		at := e.rec.PreparedAt - int64(clockSlack)
+		if e.rec.Event.OccurredAt != 0 {
+			at = min(at, e.rec.Event.OccurredAt)
+		}
+		look[e.rec.Event.Topic] = append(look[e.rec.Event.Topic], lookFor{key, time.Unix(0, at)})
 	}
 	return look
 }
 
 func (l lookIn) topics() []string { return slices.Sorted(maps.Keys(l)) }
 
-// from returns the partitions to look in, and from where.
-func (l lookIn) from(offsets map[TopicPartition]int64, counts map[string]int32) map[TopicPartition]int64 {
-	from := map[TopicPartition]int64{}
+// from returns the partitions to look in, and from where; or since when, where nothing is known to be acknowledged.
+func (l lookIn) from(offsets map[TopicPartition]int64, counts map[string]int32) (from map[TopicPartition]int64, since map[TopicPartition]time.Time) {
+	from, since = map[TopicPartition]int64{}, map[TopicPartition]time.Time{}
 	for tp, offset := range offsets {
 		if keys, ok := l[tp.Topic]; ok && len(keys) == 0 && tp.Partition < counts[tp.Topic] {
 			from[tp] = offset
@@ -352,23 +380,39 @@ func (l lookIn) from(offsets map[TopicPartition]int64, counts map[string]int32) 
 		if count == 0 {
 			continue
 		}
-		for _, key := range keys {
-			tp := TopicPartition{topic, Partition(key, count)}
+		for _, k := range keys {
+			tp := TopicPartition{topic, Partition(k.key, count)}
 			if offset, ok := offsets[tp]; ok {
 				from[tp] = offset
+			} else if known, ok := since[tp]; !ok || k.since.Before(known) {
+				since[tp] = k.since
 			}
 		}
 	}
-	return from
+	return from, since
 }
 
 // tail collects the ids of the events of one shard.
 type tail struct {
-	shard      string // as EpochHeader begins
-	partitions int    // looked in
-	left       int
-	enough     func()
-	published  map[publishedEvent]struct{}
+	shard     string                   // as EpochHeader begins
+	from      map[TopicPartition]int64 // looked in
+	left      int
+	enough    func()
+	published map[publishedEvent]struct{}
+}
+
+// places names partitions and offsets for the log, of many only some.
+func places(from map[TopicPartition]int64) string {
+	const most = 10
+	var all []string
+	for tp, offset := range from {
+		all = append(all, fmt.Sprintf("%s/%d@%d", tp.Topic, tp.Partition, offset))
+	}
+	slices.Sort(all)
+	if n := len(all) - most; n > 0 {
+		all = append(all[:most], fmt.Sprintf("and %d more", n))
+	}
+	return strings.Join(all, " ")
 }
 
 // take takes a record.

@@ -84,6 +84,33 @@ func TestTakeoverSuppressesWhatWasDelivered(t *testing.T) {
 	p.verify()
 }
 
+// A holder dies before it could write down that it writes to a partition at all: the next one looks there all the same.
+func TestTakeoverSuppressesFirstRecords(t *testing.T) {
+	p := newPlatform(t)
+	l, st := p.openLink()
+	a := p.startOn(st, "a")
+	a.sink.HoldAcks(true)
+	ids := []string{"x", "y", "z"}
+	for _, id := range ids {
+		p.publish(p.source, order(id, id+"0"), order(id, id+"1"))
+		p.wantValues(id, id+"0")
+	}
+	p.caughtUp()
+	if n := storetest.Query[int64](t, p.db, "SELECT sum(length(offsets)) FROM outbox.shard")[0]; n > 4 {
+		t.Fatalf("offsets of %d bytes are written: this shows nothing", n)
+	}
+	l.freeze(true)
+	b := p.start("b")
+	for _, id := range ids {
+		p.wantValues(id, id+"0", id+"1")
+	}
+	p.eventually("three duplicates suppressed", func() bool { return b.metric(t, "outbox_duplicates_suppressed_total") == 3 })
+	l.freeze(false)
+	a.stop(t)
+	b.stop(t)
+	p.verify()
+}
+
 // A transaction of somebody else holds the horizon, and the last holder had stepped over it. The next one, which has yet to
 // learn that, must not take what it may read at first for all that the last holder had read.
 func TestTakeoverReadsWhatAForeignTransactionHides(t *testing.T) {

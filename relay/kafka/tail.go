@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -22,17 +23,34 @@ func (s *Sink) Tail(ctx context.Context, from map[relay.TopicPartition]int64, fn
 	if len(from) == 0 {
 		return nil
 	}
-	l := newLogs(s.log.With("lane", "tail"), nil)
-	defer l.close()
-	t := &tail{fn: fn, ends: make(map[relay.TopicPartition]int64)}
-	err := t.open(s.cfg, l)
-	if err == nil {
-		err = t.read(ctx, from)
-	}
-	if err = errors.Join(err, t.close()); err != nil {
+	t := &tail{log: s.log, fn: fn, ends: make(map[relay.TopicPartition]int64)}
+	if err := s.withTail(t, func() error { return t.read(ctx, from) }); err != nil {
 		return fmt.Errorf("reading tails: %w", err)
 	}
 	return nil
+}
+
+// OffsetsForTimes implements relay.Sink.
+func (s *Sink) OffsetsForTimes(ctx context.Context, at map[relay.TopicPartition]time.Time) (found map[relay.TopicPartition]int64, err error) {
+	if len(at) == 0 {
+		return nil, nil //nolint:nilnil // nothing is asked for
+	}
+	t := &tail{log: s.log}
+	if err := s.withTail(t, func() error { found, err = t.offsetsForTimes(ctx, at); return err }); err != nil {
+		return nil, fmt.Errorf("looking for offsets by time: %w", err)
+	}
+	return found, nil
+}
+
+// withTail opens t, does something with it, and closes it.
+func (s *Sink) withTail(t *tail, do func() error) error {
+	l := newLogs(s.log.With("lane", "tail"), nil)
+	defer l.close()
+	err := t.open(s.cfg, l)
+	if err == nil {
+		err = do()
+	}
+	return errors.Join(err, t.close())
 }
 
 // open makes the consumers.
@@ -61,9 +79,10 @@ func (t *tail) close() error {
 	return errors.Join(errs...)
 }
 
-// tail is one run of Tail. In transactional mode records of aborted transactions are not delivered, and those of open ones not
+// tail is one run of Tail or OffsetsForTimes. In transactional mode records of aborted transactions are not delivered, and those of open ones not
 // yet: it waits until the latter are either, as those it looks for may come behind them.
 type tail struct {
+	log   *slog.Logger
 	c     *ck.Consumer // reads
 	ender *ck.Consumer // asks for the ends: it sees what is not committed yet
 	fn    func(tp relay.TopicPartition, offset int64, headers []store.Header)
@@ -124,18 +143,72 @@ func (t *tail) bounds(ctx context.Context, tp relay.TopicPartition) (low, high i
 		if err == nil {
 			return low, high, nil
 		}
-		var e ck.Error
-		if errors.As(err, &e) {
-			switch v := verdictOf(e.Code()); {
-			case e.Code() == ck.ErrUnknownTopicOrPart || e.Code() == ck.ErrUnknownTopic || e.Code() == ck.ErrUnknownPartition:
-				return 0, 0, nil
-			case v.class == relay.ClassTopic:
-				return 0, 0, fmt.Errorf("asking for the end of %s/%d: %w", tp.Topic, tp.Partition, err)
-			}
+		missing, err := askAgain(ctx, err)
+		if err != nil {
+			return 0, 0, fmt.Errorf("asking for the end of %s/%d: %w", tp.Topic, tp.Partition, err)
 		}
-		if err := ctx.Err(); err != nil { // what passes by itself is tried again as long as the caller likes
-			return 0, 0, err
+		if missing {
+			t.log.Warn("a partition that was there is gone: nothing is looked for in it", "topic", tp.Topic, "partition", tp.Partition)
+			return 0, 0, nil
 		}
+	}
+}
+
+func (t *tail) offsetsForTimes(ctx context.Context, at map[relay.TopicPartition]time.Time) (map[relay.TopicPartition]int64, error) {
+	found := make(map[relay.TopicPartition]int64)
+	for tp, since := range at {
+		// Negative timestamps mean something else.
+		offset, err := t.offsetForTime(ctx, tp, max(since.UnixMilli(), 0))
+		if err != nil {
+			return nil, err
+		}
+		if offset >= 0 {
+			found[tp] = offset
+		}
+	}
+	return found, nil
+}
+
+// offsetForTime returns a negative number where there is none.
+func (t *tail) offsetForTime(ctx context.Context, tp relay.TopicPartition, milliseconds int64) (int64, error) {
+	times := []ck.TopicPartition{{Topic: &tp.Topic, Partition: tp.Partition, Offset: ck.Offset(milliseconds)}}
+	for {
+		answer, err := t.ender.OffsetsForTimes(times, int(lookUpTimeout.Milliseconds()))
+		if err == nil && len(answer) == 1 {
+			err = answer[0].Error
+		}
+		if err == nil && len(answer) == 1 {
+			return int64(answer[0].Offset), nil
+		}
+		missing, err := askAgain(ctx, err)
+		if err != nil {
+			return -1, fmt.Errorf("asking for the offset of a time of %s/%d: %w", tp.Topic, tp.Partition, err)
+		}
+		if missing {
+			return -1, nil
+		}
+	}
+}
+
+// askAgain decides whether to ask for a partition's offsets again after an error: what passes by itself is tried as long as the
+// caller likes. missing: there is no such partition.
+func askAgain(ctx context.Context, why error) (missing bool, err error) {
+	var e ck.Error
+	if errors.As(why, &e) {
+		switch v := verdictOf(e.Code()); {
+		case e.Code() == ck.ErrUnknownTopicOrPart || e.Code() == ck.ErrUnknownTopic || e.Code() == ck.ErrUnknownPartition:
+			return true, nil
+		case v.class == relay.ClassTopic:
+			return false, why
+		}
+	}
+	pause := time.NewTimer(tailPoll)
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+		return false, nil
+	case <-ctx.Done():
+		return false, ctx.Err()
 	}
 }
 

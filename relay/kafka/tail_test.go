@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -67,6 +69,36 @@ func TestTail(t *testing.T) {
 	})
 }
 
+func TestOffsetsForTimes(t *testing.T) {
+	onBoth(t, func(t *testing.T, c cluster) {
+		topic := createTopic(t, c, 2, nil)
+		s := newSink(t, c.Bootstrap(), nil)
+		const n = 20
+		for i := range n {
+			settle(t, s, delivery(topic, "k", i, "v"))
+		}
+		tp := relay.TopicPartition{Topic: topic, Partition: relay.Partition([]byte("k"), 2)}
+		other := relay.TopicPartition{Topic: topic, Partition: 1 - tp.Partition} // nothing is in it
+		at := func(ms int) time.Time { return testTime.Add(time.Duration(ms) * time.Millisecond) }
+		for _, test := range []struct {
+			at   map[relay.TopicPartition]time.Time
+			want map[relay.TopicPartition]int64
+		}{
+			{nil, nil},
+			{map[relay.TopicPartition]time.Time{tp: at(7), other: at(0)}, map[relay.TopicPartition]int64{tp: 7}},
+			{map[relay.TopicPartition]time.Time{tp: at(-1)}, map[relay.TopicPartition]int64{tp: 0}},
+			{map[relay.TopicPartition]time.Time{tp: time.Unix(-5, 0)}, map[relay.TopicPartition]int64{tp: 0}},
+			{map[relay.TopicPartition]time.Time{tp: at(n)}, nil},
+			{map[relay.TopicPartition]time.Time{{Topic: topic, Partition: 99}: at(0), {Topic: topic + "-missing"}: at(0)}, nil},
+		} {
+			found, err := s.OffsetsForTimes(t.Context(), test.at)
+			if err != nil || !maps.Equal(found, test.want) {
+				t.Errorf("at %v: found %v, %v; want %v", test.at, found, err, test.want)
+			}
+		}
+	})
+}
+
 func TestTailOfNothing(t *testing.T) {
 	f := fake(t, broker.FakeConfig{Topics: map[string]int{"t": 2}})
 	s := newSink(t, f.Bootstrap(), nil)
@@ -104,6 +136,10 @@ func TestTailEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := s.Tail(ctx, map[relay.TopicPartition]int64{{Topic: "t"}: 0}, func(relay.TopicPartition, int64, []store.Header) {}); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	f.Close()
+	if _, err := s.OffsetsForTimes(ctx, map[relay.TopicPartition]time.Time{{Topic: "t"}: testTime}); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
 }

@@ -184,6 +184,27 @@ func (s *Sink) Tail(ctx context.Context, from map[relay.TopicPartition]int64,
 	return nil
 }
 
+// OffsetsForTimes goes by the records' own timestamps. While the cluster is away it fails.
+func (s *Sink) OffsetsForTimes(_ context.Context, at map[relay.TopicPartition]time.Time) (map[relay.TopicPartition]int64, error) {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	if s.c.down {
+		return nil, &relay.SinkError{Class: relay.ClassCluster, Code: "ALL_BROKERS_DOWN", Detail: "test"}
+	}
+	found := map[relay.TopicPartition]int64{}
+	for tp, since := range at {
+		t := s.c.topics[tp.Topic]
+		if t == nil || int(tp.Partition) >= len(t.partitions) {
+			continue
+		}
+		first := slices.IndexFunc(t.partitions[tp.Partition], func(r Stored) bool { return !r.Record.Timestamp.Before(since) })
+		if first >= 0 {
+			found[tp] = int64(first)
+		}
+	}
+	return found, nil
+}
+
 // Topics returns what the cluster knows.
 func (s *Sink) Topics(_ context.Context, names []string) ([]store.Topic, error) {
 	s.c.mu.Lock()

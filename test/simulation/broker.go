@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"time"
 
 	"github.com/outbox-platform/outbox/relay"
 	"github.com/outbox-platform/outbox/store"
@@ -272,6 +273,31 @@ func (p *Producer) Tail(_ context.Context, from map[relay.TopicPartition]int64,
 		return p.access(read)
 	}
 	return read()
+}
+
+// OffsetsForTimes goes by the records' own timestamps.
+func (p *Producer) OffsetsForTimes(_ context.Context, at map[relay.TopicPartition]time.Time) (map[relay.TopicPartition]int64, error) {
+	found := map[relay.TopicPartition]int64{}
+	ask := func() error {
+		if p.b.down {
+			return &relay.SinkError{Class: relay.ClassCluster, Code: "ALL_BROKERS_DOWN"}
+		}
+		for tp, since := range at {
+			t := p.b.topics[tp.Topic]
+			if t == nil || t.missing || int(tp.Partition) >= len(t.partitions) {
+				continue
+			}
+			first := slices.IndexFunc(t.partitions[tp.Partition], func(r relay.Record) bool { return !r.Timestamp.Before(since) })
+			if first >= 0 {
+				found[tp] = int64(first)
+			}
+		}
+		return nil
+	}
+	if p.access != nil {
+		return found, p.access(ask)
+	}
+	return found, ask()
 }
 
 // Topics returns what the cluster has of the topics named, or all.

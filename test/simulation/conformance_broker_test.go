@@ -474,13 +474,20 @@ func (c *kafkaComparison) numberOf(r *relay.Record) int { return int(binary.BigE
 
 // tail reads partitions from some offset on.
 func (c *kafkaComparison) tail() {
-	from := map[relay.TopicPartition]int64{}
+	from, at := map[relay.TopicPartition]int64{}, map[relay.TopicPartition]time.Time{}
 	for i, name := range c.names {
 		if t := c.b.topics[name]; t != nil {
-			for p := range t.partitions {
-				if rapid.IntRange(0, 3).Draw(c.t, "read") > 0 {
-					from[relay.TopicPartition{Topic: c.names[i], Partition: int32(p)}] = int64(rapid.IntRange(0, len(t.partitions[p])).Draw(c.t, "from")) //nolint:gosec // few
+			for p, records := range t.partitions {
+				if rapid.IntRange(0, 3).Draw(c.t, "read") == 0 {
+					continue
 				}
+				tp := relay.TopicPartition{Topic: c.names[i], Partition: int32(p)} //nolint:gosec // few
+				n := rapid.IntRange(0, len(records)).Draw(c.t, "from")
+				from[tp], at[tp] = int64(n), time.Now()
+				if n < len(records) {
+					at[tp] = records[n].Timestamp
+				}
+				at[tp] = at[tp].Truncate(time.Millisecond) // Kafka knows nothing shorter
 			}
 		}
 	}
@@ -498,6 +505,18 @@ func (c *kafkaComparison) tail() {
 	}
 	if memory, real := read(c.p), read(c.sink); !maps.Equal(memory, real) {
 		c.t.Fatalf("tails from %v: in memory %v, from Kafka %v", from, memory, real)
+	}
+	ask := func(s relay.Sink) map[relay.TopicPartition]int64 {
+		ctx, cancel := context.WithTimeout(context.Background(), patience) //nolint:usetesting // as above
+		defer cancel()
+		found, err := s.OffsetsForTimes(ctx, at)
+		if err != nil {
+			c.t.Fatalf("%T: asking for offsets at times: %v", s, err)
+		}
+		return found
+	}
+	if memory, real := ask(c.p), ask(c.sink); !maps.Equal(memory, real) {
+		c.t.Fatalf("offsets at %v: in memory %v, from Kafka %v", at, memory, real)
 	}
 	c.reach("tail")
 }

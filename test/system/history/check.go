@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -22,7 +21,6 @@ func Check(committed []Event, records []Record, partitions map[string]int) (*Rep
 		parts:   partitions,
 		streams: map[stream]int64{},
 		epochs:  map[shardPlace]int64{},
-		began:   map[shardPlace]time.Time{},
 		zombies: map[zombie]int{},
 		topics:  map[string]kgo.TopicPartitioner{},
 	}
@@ -78,8 +76,7 @@ type check struct {
 	parts      map[string]int
 	streams    map[stream]int64     // highest rank seen
 	epochs     map[shardPlace]int64 // highest epoch seen
-	began      map[shardPlace]time.Time
-	zombies    map[zombie]int // late records
+	zombies    map[zombie]int       // late records
 	topics     map[string]kgo.TopicPartitioner
 }
 
@@ -126,8 +123,7 @@ func (c *check) record(r *Record) {
 		return
 	}
 	c.report.Repeats = append(c.report.Repeats, Repeat{
-		Shard: r.Shard, FirstEpoch: e.first.Epoch, Epoch: r.Epoch, AppendedAt: r.AppendedAt,
-		Since: e.first.AppendedAt.Sub(c.began[shardPlace{e.first.Shard, e.first.Topic, e.first.Partition}]),
+		Shard: r.Shard, FirstEpoch: e.first.Epoch, Epoch: r.Epoch, AppendedAt: r.AppendedAt, First: e.first, Again: r,
 		What: fmt.Sprintf("%s repeats %s: event %s, aggregate %s version %d, written by %d:%d and %d:%d",
 			at(r), at(e.first), e.ID, e.Aggregate, e.Version, e.first.Shard, e.first.Epoch, r.Shard, r.Epoch),
 	})
@@ -170,9 +166,6 @@ func (c *check) epoch(e *event, r *Record) {
 	p := shardPlace{r.Shard, r.Topic, r.Partition}
 	highest, seen := c.epochs[p]
 	c.epochs[p] = max(highest, r.Epoch)
-	if !seen {
-		c.began[p] = r.AppendedAt
-	}
 	if !seen || r.Epoch >= highest {
 		return
 	}

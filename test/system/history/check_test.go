@@ -329,25 +329,3 @@ func TestFromKafkaReadsIDAndEpoch(t *testing.T) {
 		}
 	}
 }
-
-// TestRepeatTellsHowYoungItsPartitionWas: what a shard had written to a partition before the event that is repeated.
-func TestRepeatTellsHowYoungItsPartitionWas(t *testing.T) {
-	committed, records := run(20, 10)
-	first, later := records[0], records[0]
-	for _, r := range records {
-		if r.Shard == first.Shard && r.Topic == first.Topic && r.Partition == first.Partition {
-			later = r
-		}
-	}
-	for _, r := range []history.Record{first, later} {
-		repeat := r
-		repeat.Epoch, repeat.Offset = r.Epoch+1, 10_000
-		report := check(t, committed, append(slices.Clone(records), repeat))
-		if want := r.AppendedAt.Sub(first.AppendedAt); len(report.Repeats) != 1 || report.Repeats[0].Since != want {
-			t.Errorf("repeats %+v, want one since %s", report.Repeats, want)
-		}
-	}
-	if first.AppendedAt.Equal(later.AppendedAt) {
-		t.Error("the shard wrote one record")
-	}
-}

@@ -42,9 +42,8 @@ type Repeat struct {
 	FirstEpoch, Epoch int64
 	// AppendedAt is when it was written, by the broker's clock, if the topic keeps that.
 	AppendedAt time.Time
-	// Since is how long before the first record of the event its shard had begun to write that partition, by the same clock: without
-	// meaning when AppendedAt is zero. 0: that record was the first one.
-	Since time.Duration
+	// First is the event's first record, Again this one.
+	First, Again *Record
 	// What says which record it is.
 	What string
 }
