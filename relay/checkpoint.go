@@ -45,12 +45,23 @@ func (c *core) step(s *shard, now time.Time) store.Step {
 // forgetPublished forgets what the last holder delivered when all that was outstanding at the takeover is done. What was
 // parked meanwhile may come back much later, so it is given up after a time: then a duplicate is possible.
 func (s *shard) forgetPublished(now time.Time) {
-	if s.published == nil || s.hot.first != nil && s.hot.first.pos.Position.Compare(s.knownTo) <= 0 {
+	if s.published == nil || s.owesKnown() {
 		return
 	}
 	if s.rows == 0 || now.After(s.knownUntil) {
 		s.published = nil
 	}
+}
+
+// owesKnown reports whether something is outstanding that was read when the shard was taken over.
+func (s *shard) owesKnown() bool {
+	return s.hot.first != nil && s.hot.first.pos.Position.Compare(s.knownTo) <= 0
+}
+
+// recognising reports whether what the last holder delivered may be among what is outstanding. It was found from the offsets of
+// the last checkpoint on; the next holder would not find it from newer ones.
+func (s *shard) recognising(now time.Time) bool {
+	return s.published != nil && s.owesKnown() && now.Before(s.knownUntil)
 }
 
 // renewal is a step that changes nothing, for a shard that is being taken over.
@@ -88,7 +99,7 @@ func (c *core) checkpoint(s *shard, now time.Time) store.Checkpoint {
 	if len(pend) > 0 && !fault.Mutant("S6") { // S6: what is pending is not read again
 		cp.Oldest = min(cp.Oldest, pend[0].XID)
 	}
-	if s.offsetsChanged && (s.offsetsAdded || now.Sub(s.offsetsSince) >= offsetsEvery) {
+	if s.offsetsChanged && !s.recognising(now) && (s.offsetsAdded || now.Sub(s.offsetsSince) >= offsetsEvery) {
 		cp.Offsets = s.encodeOffsets()
 		s.offsetsChanged, s.offsetsAdded = false, false
 		s.offsetsSince = now

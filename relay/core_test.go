@@ -814,6 +814,37 @@ func TestWhatWasDeliveredIsKnownAsLongAsItMatters(t *testing.T) {
 	}
 }
 
+// What the last holder delivered was found from the offsets of its checkpoint. As long as some of it is outstanding those stay, or
+// the next holder would not find it.
+func TestOffsetsStayUntilWhatWasDeliveredIsRecognised(t *testing.T) {
+	w := newWorld(t)
+	a, b := modelAggregates[0], modelAggregates[2]
+	txn := &modelTxn{key: store.Key{Source: a.Source, Transaction: store.TransactionID{99}}}
+	w.txns = append(w.txns, txn)
+	e := w.addEvent(w.newSegment(), txn, a, "y", true)
+	w.read()
+	w.write(e.id) // by the last holder
+	w.add(b, true)
+	w.sh.published = map[publishedEvent]struct{}{{e.id, "ce_id", "y"}: {}}
+	w.sh.knownTo, w.sh.knownUntil = w.sh.cursor, w.now.Add(knownFor)
+	w.core.pauseFor(w.core.aggregate(w.sh, a), w.core.pauseTopic("y", nil, &SinkError{Class: ClassTopic}, w.now))
+	before := string(w.sh.saved.Offsets)
+	w.deliver()
+	w.report(0, 0)
+	if cp := w.core.checkpoint(w.sh, w.now.Add(offsetsEvery)); string(cp.Offsets) != before {
+		t.Error("the next holder would not find what was delivered")
+	}
+	w.sh.offsetsAdded = true
+	if cp := w.core.checkpoint(w.sh, w.now); string(cp.Offsets) != before {
+		t.Error("the next holder would not find what was delivered")
+	}
+	w.pass(w.core.retryMin)
+	w.run()
+	if string(w.sh.saved.Offsets) == before || w.core.tally.suppressed != 1 {
+		t.Errorf("offsets %v; %d suppressed", w.sh.saved.Offsets, w.core.tally.suppressed)
+	}
+}
+
 // Rows that were loaded when their aggregate thawed leave memory when it freezes again: else enough of them fill it, and the
 // log with their decisions is not read any more. Found by the simulator.
 func TestFrozenAggregateKeepsNoMemory(t *testing.T) {
