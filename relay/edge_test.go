@@ -466,15 +466,15 @@ func TestAPurgeForOneLeaseHoldsBackOthers(t *testing.T) {
 	}
 }
 
-// Where to look in Kafka: only where something was acknowledged before, and in topics that are there.
+// Where to look in Kafka: from what was acknowledged, or since what is outstanding was prepared, in topics that are there.
 func TestWhereToLook(t *testing.T) {
 	offsets := map[TopicPartition]int64{{"a", 0}: 5, {"a", 1}: 6, {"gone", 0}: 7, {"any", 0}: 8, {"any", 1}: 9, {"any", 2}: 10}
 	sh := &shard{offsets: offsets}
-	if got := lookOf(sh); len(got) != 0 {
+	if got := lookOf(sh); got.anywhere || len(got.keys) != 0 {
 		t.Errorf("nothing is outstanding, and it looks in %v", got)
 	}
 	sh.thaw.push(&aggregate{})
-	if got := lookOf(sh); !slices.Equal(got.topics(), []string{"a", "any", "gone"}) || got["a"] != nil {
+	if got := lookOf(sh); !got.anywhere || len(got.keys) != 0 {
 		t.Errorf("rows may go anywhere, and it looks in %v", got)
 	}
 	b := newBench(t)
@@ -494,27 +494,87 @@ func TestWhereToLook(t *testing.T) {
 	}, b.clock); err != nil {
 		t.Fatal(err)
 	}
-	want := []lookFor{{[]byte("0"), time.Unix(5, 0)}, {[]byte("own"), time.Unix(1, 0)}}
-	if got := lookOf(hot); len(got) != 1 || !reflect.DeepEqual(got["t"], want) {
-		t.Errorf("it looks in %v, want %v", got["t"], want)
+	wantKeys := map[string][]lookFor{"t": {{[]byte("0"), time.Unix(5, 0)}, {[]byte("own"), time.Unix(1, 0)}}}
+	if got := lookOf(hot); got.anywhere || !reflect.DeepEqual(got.keys, wantKeys) {
+		t.Errorf("it looks in %v, want %v", got.keys, wantKeys)
 	}
 	early, late := time.Unix(1, 0), time.Unix(2, 0)
-	look := lookIn{
-		"a": {{[]byte("foobar"), late}, {[]byte("foobar"), early}}, "gone": {{[]byte("k"), early}}, "any": nil,
+	look := lookIn{keys: map[string][]lookFor{
+		"a": {{[]byte("foobar"), late}, {[]byte("foobar"), early}}, "gone": {{[]byte("k"), early}},
 		"never": {{[]byte("k"), late}, {[]byte("l"), early}, {[]byte("m"), late}},
-	}
-	if got := look.topics(); !slices.Equal(got, []string{"a", "any", "gone", "never"}) {
+	}}
+	if got := look.topics(offsets); !slices.Equal(got, []string{"a", "gone", "never"}) {
 		t.Errorf("topics %v", got)
 	}
-	got, since := look.from(offsets, map[string]int32{"a": 2, "any": 2, "never": 1})
+	counts := map[string]int32{"a": 2, "any": 2, "never": 1}
+	got, since := look.from(offsets, counts)
 	p := Partition([]byte("foobar"), 2)
-	wantFrom := map[TopicPartition]int64{{"a", p}: offsets[TopicPartition{"a", p}], {"any", 0}: 8, {"any", 1}: 9}
-	if !maps.Equal(got, wantFrom) {
-		t.Errorf("from %v, want %v", got, wantFrom)
+	wantFrom := map[TopicPartition]int64{{"a", p}: offsets[TopicPartition{"a", p}]}
+	wantSince := map[TopicPartition]time.Time{{"never", 0}: early}
+	if !maps.Equal(got, wantFrom) || !maps.Equal(since, wantSince) {
+		t.Errorf("from %v, since %v; want %v, %v", got, since, wantFrom, wantSince)
 	}
-	if want := map[TopicPartition]time.Time{{"never", 0}: early}; !maps.Equal(since, want) {
-		t.Errorf("since %v, want %v", since, want)
+	look.anywhere = true
+	if got := look.topics(offsets); !slices.Equal(got, []string{"a", "any", "gone", "never"}) {
+		t.Errorf("topics %v", got)
 	}
+	got, since = look.from(offsets, counts)
+	wantFrom = map[TopicPartition]int64{{"a", 0}: 5, {"a", 1}: 6, {"any", 0}: 8, {"any", 1}: 9}
+	if !maps.Equal(got, wantFrom) || !maps.Equal(since, wantSince) {
+		t.Errorf("from %v, since %v; want %v, %v", got, since, wantFrom, wantSince)
+	}
+}
+
+// Rows of parked that may go on tell where they go, too: former holders may have delivered them.
+func TestWhereRowsGo(t *testing.T) {
+	rec := store.Record{PreparedAt: 10 * int64(time.Second), Event: store.Event{Topic: "t", AggregateType: "a", AggregateID: "x"}}
+	body := store.EncodeEvent(nil, &rec)
+	look := func(t *testing.T, rows ...store.Parked) *bench {
+		b := newBench(t)
+		s := b.hold(phaseCatchUp)
+		s.epoch = firstEpoch + 1
+		for range maxThawing + 1 {
+			s.thaw.push(&aggregate{id: store.Aggregate{Source: 1, Type: "a", ID: "x"}})
+		}
+		b.store.rows = rows
+		b.startTailRead(s)
+		b.do()
+		if s.phase != phaseActive {
+			t.Errorf("phase %v", s.phase)
+		}
+		return b
+	}
+	want := map[TopicPartition]time.Time{{"t", 0}: time.Unix(5, 0)}
+	t.Run("committed", func(t *testing.T) {
+		b := look(t, store.Parked{State: store.Committed, Body: body}, store.Parked{State: store.Prepared, Body: []byte{9}})
+		if !maps.Equal(b.sink.asked, want) {
+			t.Errorf("asked %v, want %v", b.sink.asked, want)
+		}
+		asked := 0
+		for _, n := range b.store.asked {
+			asked += n
+		}
+		if asked != maxThawing {
+			t.Errorf("asked for the rows of %d aggregates, want %d", asked, maxThawing)
+		}
+	})
+	t.Run("not readable", func(t *testing.T) {
+		look(t, store.Parked{State: store.Committed, Body: []byte{9}}).logged("decode parked event")
+	})
+	t.Run("the store is away", func(t *testing.T) {
+		b := newBench(t)
+		s := b.hold(phaseCatchUp)
+		s.epoch = firstEpoch + 1
+		s.offsets[TopicPartition{"t", 0}] = 7
+		s.thaw.push(&aggregate{})
+		b.store.away = true
+		b.startTailRead(s)
+		b.do()
+		b.logged("load parked events")
+		if want := map[TopicPartition]int64{{"t", 0}: 7}; !maps.Equal(b.sink.from, want) {
+			t.Errorf("read from %v, want %v", b.sink.from, want)
+		}
+	})
 }
 
 // The store is away when a relay begins to read, and comes back.

@@ -193,6 +193,9 @@ func (d *deque[T]) grow() {
 	d.items, d.first = bigger, 0
 }
 
+// at returns the i-th from the first, which must be there.
+func (d *deque[T]) at(i int) T { return d.items[(d.first+i)%len(d.items)] }
+
 func (d *deque[T]) push(v T) {
 	d.grow()
 	d.items[(d.first+d.n)%len(d.items)] = v

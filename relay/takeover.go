@@ -263,8 +263,8 @@ func (r *Relay) startTail(s *shard) {
 // outstanding goes to, from the offsets acknowledged by the last checkpoint; where none was, from the time of what is
 // outstanding. Then the shard starts.
 func (r *Relay) startTailRead(s *shard) {
-	look := lookOf(s)
-	if len(look) == 0 || s.epoch == firstEpoch {
+	look, rows := lookOf(s), thawingRows(s)
+	if s.epoch == firstEpoch || len(look.keys) == 0 && len(rows) == 0 {
 		r.core.start(s, nil, r.now())
 		return
 	}
@@ -276,7 +276,7 @@ func (r *Relay) startTailRead(s *shard) {
 		ctx, cancel := context.WithTimeout(ctx, r.cfg.TakeoverTailTimeout)
 		defer cancel()
 		t := tail{shard: strconv.Itoa(int(s.number)) + ":", left: r.cfg.TakeoverTailLimit, enough: cancel}
-		err := r.readTail(ctx, look, offsets, &t)
+		err := errors.Join(r.lookForRows(ctx, rows, look), r.readTail(ctx, look, offsets, &t))
 		return func() {
 			if s.phase != phaseTail && !s.barredAtWork() {
 				return
@@ -293,10 +293,10 @@ func (r *Relay) startTailRead(s *shard) {
 }
 
 // readTail reads until it succeeds or ctx ends, when the cluster is away: nothing can be delivered then anyway.
-func (r *Relay) readTail(ctx context.Context, look lookIn, offsets map[TopicPartition]int64, t *tail) error {
+func (r *Relay) readTail(ctx context.Context, look *lookIn, offsets map[TopicPartition]int64, t *tail) error {
 	for {
 		// A relay that has just started knows no topic yet. To leave out what it does not know would deliver it twice.
-		counts, err := r.sink.Partitions(ctx, look.topics())
+		counts, err := r.sink.Partitions(ctx, look.topics(offsets))
 		if err == nil {
 			err = r.readTailFrom(ctx, look, offsets, counts, t)
 		}
@@ -311,7 +311,7 @@ func (r *Relay) readTail(ctx context.Context, look lookIn, offsets map[TopicPart
 	}
 }
 
-func (r *Relay) readTailFrom(ctx context.Context, look lookIn, offsets map[TopicPartition]int64, counts map[string]int32, t *tail) error {
+func (r *Relay) readTailFrom(ctx context.Context, look *lookIn, offsets map[TopicPartition]int64, counts map[string]int32, t *tail) error {
 	from, since := look.from(offsets, counts)
 	if len(since) > 0 {
 		found, err := r.sink.OffsetsForTimes(ctx, since)
@@ -324,14 +324,55 @@ func (r *Relay) readTailFrom(ctx context.Context, look lookIn, offsets map[Topic
 	return r.sink.Tail(ctx, from, t.take)
 }
 
+// maxThawing bounds the aggregates whose rows are looked at to learn where they go.
+const maxThawing = 1000
+
+// thawingRows asks for the rows of aggregates that are about to go on: former holders may have delivered the first of them.
+func thawingRows(s *shard) []store.ParkedAfter {
+	rows := make([]store.ParkedAfter, 0, min(s.thaw.n, maxThawing))
+	for i := range cap(rows) {
+		a := s.thaw.at(i)
+		rows = append(rows, store.ParkedAfter{Shard: s.number, Aggregate: a.id, After: a.popped})
+	}
+	return rows
+}
+
+// lookForRows reads rows of parked and adds where they go.
+func (r *Relay) lookForRows(ctx context.Context, of []store.ParkedAfter, look *lookIn) error {
+	for some := range slices.Chunk(of, r.core.loadAggregates) {
+		found, err := r.st.LoadParkedOf(ctx, some, r.core.loadRows)
+		if err != nil {
+			return fmt.Errorf("load parked events: %w", err)
+		}
+		for _, rows := range found {
+			for i := range rows {
+				if rows[i].State != store.Committed {
+					continue
+				}
+				rec, err := store.DecodeEvent(rows[i].Body)
+				if err != nil {
+					return fmt.Errorf("decode parked event %s: %w", rows[i].Position, err)
+				}
+				look.add(rec)
+			}
+		}
+	}
+	return nil
+}
+
 // firstEpoch is the epoch of a shard's first holder: nobody delivered anything before it.
 const firstEpoch = 1
 
 // clockSlack is by how much a broker's clock may be behind a server's, where brokers give records their timestamps.
 const clockSlack = 5 * time.Second
 
-// lookIn says by topic for which keys former holders may have delivered something. No keys: for any.
-type lookIn map[string][]lookFor
+// lookIn says where former holders may have delivered something of a shard.
+type lookIn struct {
+	// anywhere: rows are outstanding of which only some, or none, are in keys. They may be in any partition that the shard is
+	// known to have written.
+	anywhere bool
+	keys     map[string][]lookFor // by topic
+}
 
 // lookFor is a key of a record that may be there, and since when it may be, by the record's own timestamp or the broker's.
 type lookFor struct {
@@ -339,43 +380,54 @@ type lookFor struct {
 	since time.Time
 }
 
-// lookOf returns where to look.
-func lookOf(s *shard) lookIn {
-	look := lookIn{}
-	if s.thaw.n > 0 { // rows that may be delivered but are not in memory: they may go anywhere
-		for tp := range s.offsets {
-			look[tp.Topic] = nil
-		}
-		return look
-	}
+// lookOf returns where to look for what is outstanding.
+func lookOf(s *shard) *lookIn {
+	look := &lookIn{anywhere: s.thaw.n > 0, keys: map[string][]lookFor{}}
 	for e := s.hot.first; e != nil; e = e.after {
-		if e.state != store.Committed {
-			continue
+		if e.state == store.Committed {
+			look.add(&e.rec)
 		}
-		key := []byte(e.rec.Event.AggregateID)
-		if e.rec.Event.HasKey {
-			key = slices.Clone(e.rec.Event.Key)
-		}
-		at := e.rec.PreparedAt - int64(clockSlack)
-		if e.rec.Event.OccurredAt != 0 {
-			at = min(at, e.rec.Event.OccurredAt)
-		}
-		look[e.rec.Event.Topic] = append(look[e.rec.Event.Topic], lookFor{key, time.Unix(0, at)})
 	}
 	return look
 }
 
-func (l lookIn) topics() []string { return slices.Sorted(maps.Keys(l)) }
+// add adds where an event goes.
+func (l *lookIn) add(rec *store.Record) {
+	key := []byte(rec.Event.AggregateID)
+	if rec.Event.HasKey {
+		key = slices.Clone(rec.Event.Key)
+	}
+	at := rec.PreparedAt - int64(clockSlack)
+	if rec.Event.OccurredAt != 0 {
+		at = min(at, rec.Event.OccurredAt)
+	}
+	topic := rec.Event.Topic
+	if l.keys[topic] == nil {
+		topic = cloneString(topic) // it points into a segment
+	}
+	l.keys[topic] = append(l.keys[topic], lookFor{key, time.Unix(0, at)})
+}
+
+func (l *lookIn) topics(offsets map[TopicPartition]int64) []string {
+	names := slices.Collect(maps.Keys(l.keys))
+	if l.anywhere {
+		for tp := range offsets {
+			names = append(names, tp.Topic)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
 
 // from returns the partitions to look in, and from where; or since when, where nothing is known to be acknowledged.
-func (l lookIn) from(offsets map[TopicPartition]int64, counts map[string]int32) (from map[TopicPartition]int64, since map[TopicPartition]time.Time) {
+func (l *lookIn) from(offsets map[TopicPartition]int64, counts map[string]int32) (from map[TopicPartition]int64, since map[TopicPartition]time.Time) {
 	from, since = map[TopicPartition]int64{}, map[TopicPartition]time.Time{}
 	for tp, offset := range offsets {
-		if keys, ok := l[tp.Topic]; ok && len(keys) == 0 && tp.Partition < counts[tp.Topic] {
+		if l.anywhere && tp.Partition < counts[tp.Topic] {
 			from[tp] = offset
 		}
 	}
-	for topic, keys := range l {
+	for topic, keys := range l.keys {
 		count := counts[topic]
 		if count == 0 {
 			continue
