@@ -10,8 +10,11 @@ import (
 const (
 	// offsetsEvery is how often acknowledged offsets are written again: older ones only mean that a takeover reads more.
 	offsetsEvery = time.Second
-	// maxOffsets bounds them; a takeover looks for duplicates in no other partitions.
+	// maxOffsets bounds them; in other partitions a takeover looks for duplicates by time.
 	maxOffsets = 1000
+	// offsetsKept is how long after a takeover acknowledged offsets are not written while what the last holder delivered may be
+	// outstanding.
+	offsetsKept = 10 * time.Second
 	// knownFor is how long what the last holder delivered is kept for rows of parked.
 	knownFor = time.Minute
 )
@@ -45,7 +48,7 @@ func (c *core) step(s *shard, now time.Time) store.Step {
 // forgetPublished forgets what the last holder delivered when all that was outstanding at the takeover is done. What was
 // parked meanwhile may come back much later, so it is given up after a time: then a duplicate is possible.
 func (s *shard) forgetPublished(now time.Time) {
-	if s.published == nil || s.owesKnown() {
+	if s.published == nil || s.hot.first != nil && s.hot.first.pos.Position.Compare(s.knownTo) <= 0 {
 		return
 	}
 	if s.rows == 0 || now.After(s.knownUntil) {
@@ -53,15 +56,10 @@ func (s *shard) forgetPublished(now time.Time) {
 	}
 }
 
-// owesKnown reports whether something is outstanding that was read when the shard was taken over.
-func (s *shard) owesKnown() bool {
-	return s.hot.first != nil && s.hot.first.pos.Position.Compare(s.knownTo) <= 0
-}
-
 // recognising reports whether what the last holder delivered may be among what is outstanding. It was found from the offsets of
-// the last checkpoint on; the next holder would not find it from newer ones.
+// the last checkpoint on; the next holder would not find it from newer ones. Not for long: it has to read from there.
 func (s *shard) recognising(now time.Time) bool {
-	return s.published != nil && s.owesKnown() && now.Before(s.knownUntil)
+	return s.published != nil && now.Before(s.offsetsFrom)
 }
 
 // renewal is a step that changes nothing, for a shard that is being taken over.

@@ -81,7 +81,8 @@ type partSink struct {
 	tail   error
 
 	asked    map[TopicPartition]time.Time // of OffsetsForTimes
-	since    map[TopicPartition]int64     // its answer
+	most     int64
+	since    map[TopicPartition]int64 // its answer
 	sinceErr error
 	from     map[TopicPartition]int64 // of Tail
 }
@@ -104,8 +105,11 @@ func onePartition(topics []string) map[string]int32 {
 	return counts
 }
 
-func (p *partSink) OffsetsForTimes(_ context.Context, at map[TopicPartition]time.Time) (map[TopicPartition]int64, error) {
-	p.asked = at
+func (p *partSink) OffsetsForTimes(_ context.Context, at map[TopicPartition]time.Time, most int64) (map[TopicPartition]int64, error) {
+	p.asked, p.most = at, most
+	if p.sinceErr != nil && asSinkError(p.sinceErr).Class == ClassCluster {
+		return nil, p.sinceErr
+	}
 	return p.since, p.sinceErr
 }
 
@@ -276,13 +280,14 @@ func TestTailsWhereNothingIsAcknowledged(t *testing.T) {
 		if want := map[TopicPartition]time.Time{tp: time.Unix(0, 1).Add(-clockSlack)}; !maps.Equal(b.sink.asked, want) {
 			t.Errorf("asked since %v, want %v", b.sink.asked, want)
 		}
-		if !maps.Equal(b.sink.from, b.sink.since) || s.phase != phaseActive {
-			t.Errorf("read from %v; phase %v", b.sink.from, s.phase)
+		if !maps.Equal(b.sink.from, b.sink.since) || b.sink.most != int64(b.cfg.TakeoverTailLimit) || s.phase != phaseActive {
+			t.Errorf("read from %v, %d at most; phase %v", b.sink.from, b.sink.most, s.phase)
 		}
 	})
 	t.Run("the cluster comes back", func(t *testing.T) {
 		b, s := tail(t, 2)
 		b.sink.sinceErr = &SinkError{Class: ClassCluster, Code: "_TRANSPORT"}
+		b.sink.since = map[TopicPartition]int64{{"t", 0}: 3}
 		pause := b.after
 		b.after = func(d time.Duration) <-chan time.Time {
 			b.sink.sinceErr = nil
@@ -295,8 +300,12 @@ func TestTailsWhereNothingIsAcknowledged(t *testing.T) {
 	})
 	t.Run("it is refused", func(t *testing.T) {
 		b, s := tail(t, 2)
-		b.sink.sinceErr = &SinkError{Class: ClassTopic, Code: "TOPIC_AUTHORIZATION_FAILED"}
+		b.sink.since = map[TopicPartition]int64{{"t", 0}: 3} // of another, this is all the same
+		b.sink.sinceErr = &SinkError{Class: ClassTopic, Code: "_PARTIAL"}
 		b.do()
+		if !maps.Equal(b.sink.from, b.sink.since) {
+			t.Errorf("read from %v", b.sink.from)
+		}
 		b.logged("may be delivered twice")
 		if s.phase != phaseActive {
 			t.Errorf("phase %v", s.phase)

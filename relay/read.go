@@ -109,6 +109,8 @@ func (r *Relay) startRead(now time.Time) {
 	if r.core.full() {
 		for _, s := range r.core.shards {
 			if s.phase == phaseCatchUp {
+				r.log.Warn("memory is full before a shard has read what its last holder had read: some of it may be delivered twice",
+					"shard", s.number, "epoch", s.epoch)
 				r.startTail(s)
 			}
 		}

@@ -42,7 +42,7 @@ func (s *instantSink) Partitions(context.Context, []string) (map[string]int32, e
 }
 func (s *instantSink) Close(context.Context) error                             { return nil }
 func (s *instantSink) Topics(context.Context, []string) ([]store.Topic, error) { return nil, nil }
-func (s *instantSink) OffsetsForTimes(context.Context, map[relay.TopicPartition]time.Time) (map[relay.TopicPartition]int64, error) {
+func (s *instantSink) OffsetsForTimes(context.Context, map[relay.TopicPartition]time.Time, int64) (map[relay.TopicPartition]int64, error) {
 	return nil, nil //nolint:nilnil // nothing is there
 }
 

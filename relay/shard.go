@@ -94,6 +94,8 @@ type shard struct {
 	published  map[publishedEvent]struct{}
 	knownTo    store.Position // published matters up to here
 	knownUntil time.Time      // and, for rows of parked, until then
+	// offsetsFrom is when acknowledged offsets are written again in any case.
+	offsetsFrom time.Time
 }
 
 // stepContent is what a step on its way will have changed.

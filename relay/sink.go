@@ -79,13 +79,15 @@ type Sink interface {
 	// Partitions tells how many partitions topics have. What it does not know it asks the cluster for. Topics that are not
 	// there, or not for us, are left out.
 	Partitions(ctx context.Context, topics []string) (map[string]int32, error)
-	// Tail reads partitions from the given offsets to the end they had when it was called, and calls fn for each record.
-	// Offsets that no longer exist start at the oldest that does. For takeovers.
+	// Tail reads partitions from the given offsets to the end they had when it was called, and calls fn for each record. It shows
+	// nothing of transactions that were aborted or are open. Offsets that no longer exist start at the oldest that does.
+	// Partitions that cannot be read are left out: then there is an error, of ClassCluster if none could. For takeovers.
 	Tail(ctx context.Context, from map[TopicPartition]int64, fn func(tp TopicPartition, offset int64, headers []store.Header)) error
-	// OffsetsForTimes asks for the offset of the first record of each partition whose timestamp is not before a time; whether
-	// timestamps are the records' own or the brokers' is the topic's choice. Partitions without such a record, or that are not
-	// there, are left out. For takeovers.
-	OffsetsForTimes(ctx context.Context, at map[TopicPartition]time.Time) (map[TopicPartition]int64, error)
+	// OffsetsForTimes asks for the offset of the first record of each partition whose timestamp is not before a time, or of its
+	// end if there is none; whether timestamps are the records' own or the brokers' is the topic's choice. No answer is more than
+	// most before the end. Partitions that are not there are left out, and so are those that cannot be asked: then there is an
+	// error beside what was found, of ClassCluster if none could. For takeovers.
+	OffsetsForTimes(ctx context.Context, at map[TopicPartition]time.Time, most int64) (map[TopicPartition]int64, error)
 	// Topics asks the cluster for the topics named, or for all it may see, with partition count and max.message.bytes.
 	// Unknown ones are left out.
 	Topics(ctx context.Context, names []string) ([]store.Topic, error)

@@ -31,15 +31,15 @@ func (s *Sink) Tail(ctx context.Context, from map[relay.TopicPartition]int64, fn
 }
 
 // OffsetsForTimes implements relay.Sink.
-func (s *Sink) OffsetsForTimes(ctx context.Context, at map[relay.TopicPartition]time.Time) (found map[relay.TopicPartition]int64, err error) {
+func (s *Sink) OffsetsForTimes(ctx context.Context, at map[relay.TopicPartition]time.Time, most int64) (found map[relay.TopicPartition]int64, err error) {
 	if len(at) == 0 {
 		return nil, nil //nolint:nilnil // nothing is asked for
 	}
 	t := &tail{log: s.log}
-	if err := s.withTail(t, func() error { found, err = t.offsetsForTimes(ctx, at); return err }); err != nil {
-		return nil, fmt.Errorf("looking for offsets by time: %w", err)
+	if err = s.withTail(t, func() error { found, err = t.offsetsForTimes(ctx, at, most); return err }); err != nil {
+		err = fmt.Errorf("looking for offsets by time: %w", err)
 	}
-	return found, nil
+	return found, err
 }
 
 // withTail opens t, does something with it, and closes it.
@@ -53,48 +53,52 @@ func (s *Sink) withTail(t *tail, do func() error) error {
 	return errors.Join(err, t.close())
 }
 
-// open makes the consumers.
+// open makes the consumers. Also where we use no transactions, what was aborted is not there, nor what is of an open one: a
+// relay in transactional mode may have died before this one.
 func (t *tail) open(cfg Config, l *logs) (err error) {
 	consumer := func(committed bool) (*ck.Consumer, error) {
 		conf := cfg.consumer(committed)
 		conf["go.logs.channel"] = l.ch
 		return ck.NewConsumer(&conf)
 	}
-	if t.ender, err = consumer(false); err != nil || !cfg.Transactional {
-		t.c = t.ender
+	if t.c, err = consumer(true); err != nil || !cfg.Transactional {
+		t.ender = t.c
 		return err
 	}
-	t.c, err = consumer(true)
+	t.ender, err = consumer(false)
 	return err
 }
 
 func (t *tail) close() error {
 	var errs []error
-	if t.c != nil && t.c != t.ender {
+	if t.c != nil {
 		errs = append(errs, t.c.Close())
 	}
-	if t.ender != nil {
+	if t.ender != nil && t.c != t.ender {
 		errs = append(errs, t.ender.Close())
 	}
 	return errors.Join(errs...)
 }
 
-// tail is one run of Tail or OffsetsForTimes. In transactional mode records of aborted transactions are not delivered, and those of open ones not
-// yet: it waits until the latter are either, as those it looks for may come behind them.
+// tail is one run of Tail or OffsetsForTimes. Records of aborted transactions are not delivered, and those of open ones not
+// yet. In transactional mode it waits until the latter are either, as those it looks for may come behind them; else it ends before
+// the first open one, which is somebody else's and may be open for long.
 type tail struct {
 	log   *slog.Logger
 	c     *ck.Consumer // reads
-	ender *ck.Consumer // asks for the ends: it sees what is not committed yet
+	ender *ck.Consumer // asks for the ends: in transactional mode it sees what is not committed yet
 	fn    func(tp relay.TopicPartition, offset int64, headers []store.Header)
 	ends  map[relay.TopicPartition]int64 // of partitions not read to their end yet: the offset after their last record
 }
 
 func (t *tail) read(ctx context.Context, from map[relay.TopicPartition]int64) error {
 	var assign []ck.TopicPartition
+	var errs []error
 	for tp, offset := range from {
 		low, high, err := t.bounds(ctx, tp)
 		if err != nil {
-			return err
+			errs = append(errs, err)
+			continue
 		}
 		if offset < low || offset > high {
 			offset = low
@@ -105,9 +109,14 @@ func (t *tail) read(ctx context.Context, from map[relay.TopicPartition]int64) er
 		t.ends[tp] = high
 		assign = append(assign, ck.TopicPartition{Topic: &tp.Topic, Partition: tp.Partition, Offset: ck.Offset(offset)})
 	}
-	if len(assign) == 0 {
-		return nil
+	if len(assign) > 0 {
+		errs = append(errs, t.consume(ctx, assign))
 	}
+	return leftOut(errs, len(from))
+}
+
+// consume reads partitions to their ends.
+func (t *tail) consume(ctx context.Context, assign []ck.TopicPartition) error {
 	if err := t.c.Assign(assign); err != nil {
 		return fmt.Errorf("assigning %d partitions: %w", len(assign), err)
 	}
@@ -136,79 +145,104 @@ func (t *tail) rest() string {
 	return strings.Join(left, ", ")
 }
 
-// bounds returns the first offset and the one after the last; both 0 for a partition that is not there.
-func (t *tail) bounds(ctx context.Context, tp relay.TopicPartition) (low, high int64, err error) {
-	for {
-		low, high, err = t.ender.QueryWatermarkOffsets(tp.Topic, tp.Partition, int(lookUpTimeout.Milliseconds()))
-		if err == nil {
-			return low, high, nil
+func (t *tail) offsetsForTimes(ctx context.Context, at map[relay.TopicPartition]time.Time, most int64) (map[relay.TopicPartition]int64, error) {
+	found := make(map[relay.TopicPartition]int64)
+	var errs []error
+	for tp, since := range at {
+		low, high, err := t.bounds(ctx, tp)
+		if err == nil && low < high {
+			var offset int64
+			if offset, err = t.offsetForTime(ctx, tp, since); offset < 0 || offset > high {
+				offset = high
+			}
+			low = max(low, high-most, offset)
 		}
-		missing, err := askAgain(ctx, err)
-		if err != nil {
-			return 0, 0, fmt.Errorf("asking for the end of %s/%d: %w", tp.Topic, tp.Partition, err)
-		}
-		if missing {
-			t.log.Warn("a partition that was there is gone: nothing is looked for in it", "topic", tp.Topic, "partition", tp.Partition)
-			return 0, 0, nil
+		switch {
+		case err != nil:
+			errs = append(errs, err)
+		case high >= 0:
+			found[tp] = low
 		}
 	}
+	return found, leftOut(errs, len(at))
 }
 
-func (t *tail) offsetsForTimes(ctx context.Context, at map[relay.TopicPartition]time.Time) (map[relay.TopicPartition]int64, error) {
-	found := make(map[relay.TopicPartition]int64)
-	for tp, since := range at {
-		// Negative timestamps mean something else.
-		offset, err := t.offsetForTime(ctx, tp, max(since.UnixMilli(), 0))
-		if err != nil {
-			return nil, err
-		}
-		if offset >= 0 {
-			found[tp] = offset
-		}
+// leftOut says why some or all of n partitions were left out.
+func leftOut(errs []error, n int) error {
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	if len(errs) == 0 {
+		return nil
 	}
-	return found, nil
+	all := errors.Join(errs...)
+	var refused *relay.SinkError
+	class := relay.ClassTopic
+	if len(errs) == n && (!errors.As(all, &refused) || refused.Class != relay.ClassTopic) {
+		class = relay.ClassCluster
+	}
+	return fmt.Errorf("%w: %w", &relay.SinkError{Class: class, Code: "_PARTIAL", Detail: fmt.Sprintf("%d of %d partitions", len(errs), n)}, all)
+}
+
+// bounds returns the first offset and the one after the last; both negative for a partition that is not there.
+func (t *tail) bounds(ctx context.Context, tp relay.TopicPartition) (low, high int64, err error) {
+	there, err := ask(ctx, func(timeout int) error {
+		low, high, err = t.ender.QueryWatermarkOffsets(tp.Topic, tp.Partition, timeout)
+		return err
+	})
+	switch {
+	case err != nil:
+		return 0, 0, fmt.Errorf("asking for the end of %s/%d: %w", tp.Topic, tp.Partition, err)
+	case !there:
+		t.log.Warn("a partition that was there is gone: nothing is looked for in it", "topic", tp.Topic, "partition", tp.Partition)
+		return -1, -1, nil
+	}
+	return low, high, nil
 }
 
 // offsetForTime returns a negative number where there is none.
-func (t *tail) offsetForTime(ctx context.Context, tp relay.TopicPartition, milliseconds int64) (int64, error) {
-	times := []ck.TopicPartition{{Topic: &tp.Topic, Partition: tp.Partition, Offset: ck.Offset(milliseconds)}}
-	for {
-		answer, err := t.ender.OffsetsForTimes(times, int(lookUpTimeout.Milliseconds()))
-		if err == nil && len(answer) == 1 {
-			err = answer[0].Error
+func (t *tail) offsetForTime(ctx context.Context, tp relay.TopicPartition, since time.Time) (offset int64, err error) {
+	// Negative timestamps mean something else.
+	times := []ck.TopicPartition{{Topic: &tp.Topic, Partition: tp.Partition, Offset: ck.Offset(max(since.UnixMilli(), 0))}}
+	offset = -1
+	_, err = ask(ctx, func(timeout int) error {
+		answer, err := t.ender.OffsetsForTimes(times, timeout)
+		if err != nil || len(answer) != 1 {
+			return err
 		}
-		if err == nil && len(answer) == 1 {
-			return int64(answer[0].Offset), nil
-		}
-		missing, err := askAgain(ctx, err)
-		if err != nil {
-			return -1, fmt.Errorf("asking for the offset of a time of %s/%d: %w", tp.Topic, tp.Partition, err)
-		}
-		if missing {
-			return -1, nil
-		}
+		offset = int64(answer[0].Offset)
+		return answer[0].Error
+	})
+	if err != nil {
+		return -1, fmt.Errorf("asking for the offset of a time of %s/%d: %w", tp.Topic, tp.Partition, err)
 	}
+	return offset, nil
 }
 
-// askAgain decides whether to ask for a partition's offsets again after an error: what passes by itself is tried as long as the
-// caller likes. missing: there is no such partition.
-func askAgain(ctx context.Context, why error) (missing bool, err error) {
-	var e ck.Error
-	if errors.As(why, &e) {
-		switch v := verdictOf(e.Code()); {
-		case e.Code() == ck.ErrUnknownTopicOrPart || e.Code() == ck.ErrUnknownTopic || e.Code() == ck.ErrUnknownPartition:
+// ask asks something about a partition until there is an answer, for lookUpTimeout: what passes by itself is tried again. A
+// partition without a leader must not cost the others all the time there is. there: there is such a partition.
+func ask(ctx context.Context, question func(timeoutMilliseconds int) error) (there bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, lookUpTimeout)
+	defer cancel()
+	for {
+		why := question(int(lookUpTimeout.Milliseconds()))
+		if why == nil {
 			return true, nil
-		case v.class == relay.ClassTopic:
-			return false, why
 		}
-	}
-	pause := time.NewTimer(tailPoll)
-	defer pause.Stop()
-	select {
-	case <-pause.C:
-		return false, nil
-	case <-ctx.Done():
-		return false, ctx.Err()
+		var e ck.Error
+		if errors.As(why, &e) {
+			switch v, known := verdicts[e.Code()]; {
+			case e.Code() == ck.ErrUnknownTopicOrPart || e.Code() == ck.ErrUnknownTopic || e.Code() == ck.ErrUnknownPartition:
+				return false, nil
+			case known && v.class == relay.ClassTopic:
+				return false, judge(why)
+			}
+		}
+		pause := time.NewTimer(tailPoll)
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+			return false, fmt.Errorf("%w: %w", ctx.Err(), why)
+		}
 	}
 }
 

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"testing"
 	"time"
 
+	ck "github.com/confluentinc/confluent-kafka-go/v2/kafka"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	broker "github.com/outbox-platform/outbox/embedded/kafka"
@@ -82,21 +84,95 @@ func TestOffsetsForTimes(t *testing.T) {
 		at := func(ms int) time.Time { return testTime.Add(time.Duration(ms) * time.Millisecond) }
 		for _, test := range []struct {
 			at   map[relay.TopicPartition]time.Time
+			most int64
 			want map[relay.TopicPartition]int64
 		}{
-			{nil, nil},
-			{map[relay.TopicPartition]time.Time{tp: at(7), other: at(0)}, map[relay.TopicPartition]int64{tp: 7}},
-			{map[relay.TopicPartition]time.Time{tp: at(-1)}, map[relay.TopicPartition]int64{tp: 0}},
-			{map[relay.TopicPartition]time.Time{tp: time.Unix(-5, 0)}, map[relay.TopicPartition]int64{tp: 0}},
-			{map[relay.TopicPartition]time.Time{tp: at(n)}, nil},
-			{map[relay.TopicPartition]time.Time{{Topic: topic, Partition: 99}: at(0), {Topic: topic + "-missing"}: at(0)}, nil},
+			{nil, n, nil},
+			{map[relay.TopicPartition]time.Time{tp: at(7), other: at(0)}, n, map[relay.TopicPartition]int64{tp: 7, other: 0}},
+			{map[relay.TopicPartition]time.Time{tp: at(-1)}, n, map[relay.TopicPartition]int64{tp: 0}},
+			{map[relay.TopicPartition]time.Time{tp: at(-1)}, 3, map[relay.TopicPartition]int64{tp: n - 3}},
+			{map[relay.TopicPartition]time.Time{tp: time.Unix(-5, 0)}, n + 1, map[relay.TopicPartition]int64{tp: 0}},
+			{map[relay.TopicPartition]time.Time{tp: at(n)}, n, map[relay.TopicPartition]int64{tp: n}},
+			{map[relay.TopicPartition]time.Time{{Topic: topic, Partition: 99}: at(0), {Topic: topic + "-missing"}: at(0)}, n, nil},
 		} {
-			found, err := s.OffsetsForTimes(t.Context(), test.at)
+			found, err := s.OffsetsForTimes(t.Context(), test.at, test.most)
 			if err != nil || !maps.Equal(found, test.want) {
 				t.Errorf("at %v: found %v, %v; want %v", test.at, found, err, test.want)
 			}
 		}
 	})
+}
+
+// TestTailWithoutTransactionsOfOurOwn: what is not committed is nothing that was delivered, and nothing to wait for.
+func TestTailWithoutTransactionsOfOurOwn(t *testing.T) {
+	onBoth(t, func(t *testing.T, c cluster) {
+		topic := createTopic(t, c, 1, nil)
+		client, err := kgo.NewClient(kgo.SeedBrokers(c.Bootstrap()), kgo.DisableClientMetrics(), kgo.TransactionalID(topic), kgo.DefaultProduceTopic(topic))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		s := newSink(t, c.Bootstrap(), nil)
+		write := func() {
+			t.Helper()
+			if err := client.BeginTransaction(); err != nil {
+				t.Fatal(err)
+			}
+			if err := client.ProduceSync(ctx, kgo.StringRecord("v")).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		end := func(how kgo.TransactionEndTry) {
+			t.Helper()
+			if err := client.EndTransaction(ctx, how); err != nil {
+				t.Fatal(err)
+			}
+		}
+		seen := func() (n int) {
+			t.Helper()
+			if err := s.Tail(ctx, map[relay.TopicPartition]int64{{Topic: topic}: 0}, func(relay.TopicPartition, int64, []store.Header) { n++ }); err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		write()
+		end(kgo.TryCommit)
+		eventually(t, "it is committed", func() bool { return seen() == 1 }) // its marker comes after the reply
+		write()
+		if n := seen(); n != 1 {
+			t.Errorf("%d records, one of them of an open transaction", n)
+		}
+		end(kgo.TryAbort)
+		write() // begins when the marker is there
+		if n := seen(); n != 1 {
+			t.Errorf("%d records, some of them of transactions that were aborted or are open", n)
+		}
+		end(kgo.TryAbort)
+	})
+}
+
+// TestPartitionsThatAreLeftOut: those that cannot be read are no reason not to read the others, and no reason to try it all again.
+func TestPartitionsThatAreLeftOut(t *testing.T) {
+	refused, away := judge(ck.NewError(ck.ErrTopicAuthorizationFailed, "refused", false)), context.DeadlineExceeded
+	for _, test := range []struct {
+		errs  []error
+		n     int
+		class relay.Class
+	}{
+		{[]error{nil}, 1, 0},
+		{[]error{away}, 1, relay.ClassCluster},
+		{[]error{away, nil, away}, 2, relay.ClassCluster},
+		{[]error{away}, 2, relay.ClassTopic},
+		{[]error{refused}, 1, relay.ClassTopic},
+	} {
+		err := leftOut(slices.Clone(test.errs), test.n)
+		var e *relay.SinkError
+		if errors.As(err, &e) != (test.class != 0) || e != nil && e.Class != test.class {
+			t.Errorf("%v of %d: %v, want class %v", test.errs, test.n, err, test.class)
+		}
+	}
 }
 
 func TestTailOfNothing(t *testing.T) {
@@ -139,7 +215,7 @@ func TestTailEndsWithItsContext(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	f.Close()
-	if _, err := s.OffsetsForTimes(ctx, map[relay.TopicPartition]time.Time{{Topic: "t"}: testTime}); !errors.Is(err, context.Canceled) {
+	if _, err := s.OffsetsForTimes(ctx, map[relay.TopicPartition]time.Time{{Topic: "t"}: testTime}, 1); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
 }

@@ -417,6 +417,33 @@ func TestCloseWithATransactionOpen(t *testing.T) {
 	allOK(t, reports(t, next, 1))
 }
 
+// TestTransactionThatDoesNotEnd: what hangs in the cluster, or in librdkafka, costs one producer and not the shard.
+func TestTransactionThatDoesNotEnd(t *testing.T) {
+	for _, key := range []kmsg.Key{kmsg.AddPartitionsToTxn, kmsg.EndTxn} {
+		t.Run(key.Name(), func(t *testing.T) {
+			f := fake(t, broker.FakeConfig{Topics: map[string]int{"t": 1}})
+			mode := transactional(t)
+			s := newSink(t, f.Bootstrap(), func(c *Config) {
+				mode(c)
+				c.TransactionTimeout = 2 * time.Second
+			})
+			fence(t, s, 0, 1)
+			loading := f.Cluster().Fault(kfake.Fault{Keys: []kmsg.Key{key}, Err: kerr.CoordinatorLoadInProgress, Count: -1})
+			deliver(t, s, of(0, 1, delivery("t", "k", 1, "v")), of(0, 1, delivery("t", "l", 2, "v")))
+			for _, d := range reports(t, s, 2) {
+				wantClass(t, d.Err, relay.ClassFatal)
+			}
+			loading.Remove()
+			fence(t, s, 0, 2)
+			deliver(t, s, of(0, 2, delivery("t", "k", 1, "v")))
+			allOK(t, reports(t, s, 1))
+			if got := numbers(t, committed(t, f.Bootstrap(), "t")); got != "[1]" {
+				t.Errorf("a read_committed consumer sees %s", got)
+			}
+		})
+	}
+}
+
 // TestTransactionsOutliveTheBroker: a broker that is killed under load and comes back. What is cut off meanwhile is fenced
 // again, as the relay does; nothing that was acknowledged is missing, and order is kept.
 func TestTransactionsOutliveTheBroker(t *testing.T) {

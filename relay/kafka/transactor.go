@@ -36,6 +36,8 @@ type transactor struct {
 	shard int16
 	epoch int64
 	known map[string]int // of run: topics that the producer has heard of, with topic.version
+	until time.Time      // of run: when the wave under way has lasted so long that its producer is given up
+	since time.Time      // of run: when the first of the waves began that the cluster was the reason to abort; zero: the last was not
 
 	beforeCommit atomic.Pointer[func()] // for tests: called when all records are written
 
@@ -53,10 +55,20 @@ type transactor struct {
 	refusal *relay.SinkError
 }
 
-// errStopped ends a transactor that is not wanted any more, errPurged one whose transaction cannot be aborted any more.
+// errStopped ends a transactor that is not wanted any more, errPurged one whose transaction cannot be aborted any more, errStuck
+// one whose transaction lasts longer than the cluster allows: nothing comes of it, and librdkafka does not always find out (it
+// was seen to wait for ever for the coordinator's connection after a restart of the broker).
 var (
 	errStopped = errors.New("the transactional producer was closed")
 	errPurged  = errors.New("purged while the end of a transaction was awaited")
+	errStuck   = ck.NewError(ck.ErrTimedOut, "a transaction does not end", false)
+)
+
+// stuckFactor is how many times as long as the cluster allows a transaction may last before its producer is given up, and
+// streakFactor the same for transactions in a row that all come to nothing.
+const (
+	stuckFactor  = 2
+	streakFactor = 5
 )
 
 // newTransactor makes a producer for the shard and ends what another with its transactional id left open.
@@ -189,6 +201,9 @@ func (t *transactor) run() {
 		if err == nil {
 			err = t.carry(w)
 		}
+		if err == nil && w.trouble != nil && time.Since(t.since) > streakFactor*t.sink.cfg.TransactionTimeout {
+			err = errStuck
+		}
 		if err != nil {
 			t.end(w, err)
 			return
@@ -258,6 +273,7 @@ func (t *transactor) settle(w *wave, pause time.Duration) time.Duration {
 		s.failed(e, &relay.SinkError{Class: relay.ClassPurged, Code: "_PURGE_INFLIGHT", Detail: "purged; its transaction was aborted"})
 	}
 	if w.trouble == nil {
+		t.since = time.Time{}
 		return 0
 	}
 	s.log.Warn("a kafka transaction was aborted and is tried again", "lane", t.name, "epoch", t.epoch, "code", w.trouble.Code, "error", w.trouble.Detail)

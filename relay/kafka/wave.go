@@ -54,16 +54,25 @@ func takeWave(queue []*entry) (*wave, []*entry) {
 
 // carry puts a wave into a transaction and commits it, or aborts it. An error: the producer is of no use any more.
 func (t *transactor) carry(w *wave) error {
+	if t.since.IsZero() {
+		t.since = time.Now()
+	}
 	if w.trouble = t.introduce(w); w.trouble != nil {
 		return nil //nolint:nilerr // the wave's trouble, not the producer's
 	}
 	if err := t.rd.BeginTransaction(); err != nil {
 		return err
 	}
+	patience := stuckFactor * t.sink.cfg.TransactionTimeout
+	t.until = time.Now().Add(patience)
+	stuck := time.NewTimer(patience)
+	defer stuck.Stop()
 	t.send(w)
 	for w.pending > 0 && w.failure == nil && !w.committed {
 		select {
 		case <-t.wake:
+		case <-stuck.C:
+			return errStuck
 		case <-t.quit:
 			return errStopped // whoever is next aborts the transaction
 		}
@@ -301,8 +310,11 @@ func (t *transactor) awaitReports(w *wave) error {
 	}
 }
 
-// unwanted reports whether nobody waits for the end of a transaction any more.
+// unwanted reports whether nobody waits for the end of a transaction any more, or has waited long enough.
 func (t *transactor) unwanted() bool {
+	if !time.Now().Before(t.until) {
+		return true
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.purging || t.fatal != nil || t.stopped()
@@ -316,6 +328,8 @@ func (t *transactor) outcome(err error) error {
 		return err
 	case t.stopped():
 		return errStopped
+	case !time.Now().Before(t.until):
+		return errStuck
 	default:
 		return errPurged
 	}

@@ -185,7 +185,7 @@ func (s *Sink) Tail(ctx context.Context, from map[relay.TopicPartition]int64,
 }
 
 // OffsetsForTimes goes by the records' own timestamps. While the cluster is away it fails.
-func (s *Sink) OffsetsForTimes(_ context.Context, at map[relay.TopicPartition]time.Time) (map[relay.TopicPartition]int64, error) {
+func (s *Sink) OffsetsForTimes(_ context.Context, at map[relay.TopicPartition]time.Time, most int64) (map[relay.TopicPartition]int64, error) {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
 	if s.c.down {
@@ -197,9 +197,11 @@ func (s *Sink) OffsetsForTimes(_ context.Context, at map[relay.TopicPartition]ti
 		if t == nil || int(tp.Partition) >= len(t.partitions) {
 			continue
 		}
-		first := slices.IndexFunc(t.partitions[tp.Partition], func(r Stored) bool { return !r.Record.Timestamp.Before(since) })
+		all := t.partitions[tp.Partition]
+		first, end := slices.IndexFunc(all, func(r Stored) bool { return !r.Record.Timestamp.Before(since) }), int64(len(all))
+		found[tp] = end
 		if first >= 0 {
-			found[tp] = int64(first)
+			found[tp] = max(int64(first), end-most)
 		}
 	}
 	return found, nil

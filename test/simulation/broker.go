@@ -276,7 +276,7 @@ func (p *Producer) Tail(_ context.Context, from map[relay.TopicPartition]int64,
 }
 
 // OffsetsForTimes goes by the records' own timestamps.
-func (p *Producer) OffsetsForTimes(_ context.Context, at map[relay.TopicPartition]time.Time) (map[relay.TopicPartition]int64, error) {
+func (p *Producer) OffsetsForTimes(_ context.Context, at map[relay.TopicPartition]time.Time, most int64) (map[relay.TopicPartition]int64, error) {
 	found := map[relay.TopicPartition]int64{}
 	ask := func() error {
 		if p.b.down {
@@ -287,9 +287,11 @@ func (p *Producer) OffsetsForTimes(_ context.Context, at map[relay.TopicPartitio
 			if t == nil || t.missing || int(tp.Partition) >= len(t.partitions) {
 				continue
 			}
-			first := slices.IndexFunc(t.partitions[tp.Partition], func(r relay.Record) bool { return !r.Timestamp.Before(since) })
+			all := t.partitions[tp.Partition]
+			first, end := slices.IndexFunc(all, func(r relay.Record) bool { return !r.Timestamp.Before(since) }), int64(len(all))
+			found[tp] = end
 			if first >= 0 {
-				found[tp] = int64(first)
+				found[tp] = max(int64(first), end-most)
 			}
 		}
 		return nil

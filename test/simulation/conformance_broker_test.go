@@ -475,6 +475,7 @@ func (c *kafkaComparison) numberOf(r *relay.Record) int { return int(binary.BigE
 // tail reads partitions from some offset on.
 func (c *kafkaComparison) tail() {
 	from, at := map[relay.TopicPartition]int64{}, map[relay.TopicPartition]time.Time{}
+	most := int64(rapid.IntRange(1, 10).Draw(c.t, "most"))
 	for i, name := range c.names {
 		if t := c.b.topics[name]; t != nil {
 			for p, records := range t.partitions {
@@ -509,7 +510,7 @@ func (c *kafkaComparison) tail() {
 	ask := func(s relay.Sink) map[relay.TopicPartition]int64 {
 		ctx, cancel := context.WithTimeout(context.Background(), patience) //nolint:usetesting // as above
 		defer cancel()
-		found, err := s.OffsetsForTimes(ctx, at)
+		found, err := s.OffsetsForTimes(ctx, at, most)
 		if err != nil {
 			c.t.Fatalf("%T: asking for offsets at times: %v", s, err)
 		}
