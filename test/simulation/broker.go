@@ -233,12 +233,22 @@ func (p *Producer) looks(topic string) (refused bool) {
 
 // Partitions counts partitions.
 func (p *Producer) Partitions(ctx context.Context, names []string) (map[string]int32, error) {
-	topics, err := p.Topics(ctx, names)
 	counts := map[string]int32{}
-	for _, t := range topics {
-		counts[t.Name] = t.Partitions
+	return counts, p.ask(func() error {
+		topics, err := p.Topics(ctx, names)
+		for _, t := range topics {
+			counts[t.Name] = t.Partitions
+		}
+		return err
+	})
+}
+
+// ask makes a call that is no Deliver.
+func (p *Producer) ask(do func() error) error {
+	if p.access != nil {
+		return p.access(do)
 	}
-	return counts, err
+	return do()
 }
 
 // Tail reads partitions to their end.
@@ -269,10 +279,7 @@ func (p *Producer) Tail(_ context.Context, from map[relay.TopicPartition]int64,
 		}
 		return nil
 	}
-	if p.access != nil {
-		return p.access(read)
-	}
-	return read()
+	return p.ask(read)
 }
 
 // OffsetsForTimes goes by the records' own timestamps.
@@ -296,10 +303,7 @@ func (p *Producer) OffsetsForTimes(_ context.Context, at map[relay.TopicPartitio
 		}
 		return nil
 	}
-	if p.access != nil {
-		return found, p.access(ask)
-	}
-	return found, ask()
+	return found, p.ask(ask)
 }
 
 // Topics returns what the cluster has of the topics named, or all.
