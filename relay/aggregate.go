@@ -57,8 +57,11 @@ type aggregate struct {
 	headChanged bool // the row of its head must be written again
 	restored    bool // on shard.restored
 	touched     bool // on core.touched
-	toBury      int  // on shard.burying
-	buried      int  // dead letters not yet written, toBury included
+	// anew: the last holder may have delivered an event of it that was not recognised. Later ones are delivered again, too, or the
+	// last record of the aggregate would not be that of its last event.
+	anew   bool
+	toBury int // on shard.burying
+	buried int // dead letters not yet written, toBury included
 }
 
 // event is one event in memory.

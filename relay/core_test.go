@@ -814,6 +814,23 @@ func TestWhatWasDeliveredIsKnownAsLongAsItMatters(t *testing.T) {
 	}
 }
 
+// An event that is not recognised is delivered again, and with it what follows in its aggregate: else the last record of an
+// aggregate would not be that of its last event.
+func TestNothingIsRecognisedBehindWhatIsNot(t *testing.T) {
+	w := newWorld(t)
+	w.crashes = 1 // duplicates are allowed
+	a, b := modelAggregates[0], modelAggregates[2]
+	e1, e2, other := w.add(a, true), w.add(a, true), w.add(b, true)
+	for _, e := range []*modelEvent{e1, e2, other} {
+		w.write(e.id) // by the last holder
+	}
+	w.sh.published = map[publishedEvent]struct{}{{e2.id, "ce_id", "x"}: {}, {other.id, "ce_id", "x"}: {}}
+	w.sh.knownTo, w.sh.knownUntil = w.sh.cursor, w.now.Add(knownFor)
+	w.run()
+	w.wantPublished(a, e1, e2, e1, e2)
+	w.wantPublished(b, other)
+}
+
 // What the last holder delivered was found from the offsets of its checkpoint. As long as some of it is outstanding those stay, or
 // the next holder would not find it.
 func TestOffsetsStayUntilWhatWasDeliveredIsRecognised(t *testing.T) {

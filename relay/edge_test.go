@@ -85,6 +85,7 @@ type partSink struct {
 	since    map[TopicPartition]int64 // its answer
 	sinceErr error
 	from     map[TopicPartition]int64 // of Tail
+	records  int                      // that it has
 }
 
 func (p *partSink) Deliver(*Delivery) error { p.taken++; return nil }
@@ -113,8 +114,11 @@ func (p *partSink) OffsetsForTimes(_ context.Context, at map[TopicPartition]time
 	return p.since, p.sinceErr
 }
 
-func (p *partSink) Tail(_ context.Context, from map[TopicPartition]int64, _ func(TopicPartition, int64, []store.Header)) error {
+func (p *partSink) Tail(_ context.Context, from map[TopicPartition]int64, fn func(TopicPartition, int64, []store.Header)) error {
 	p.from = from
+	for range p.records {
+		fn(TopicPartition{"t", 0}, 0, nil)
+	}
 	return p.tail
 }
 
@@ -245,7 +249,31 @@ func TestTailsThatCannotBeRead(t *testing.T) {
 		b.after = func(time.Duration) <-chan time.Time { return nil }
 		b.endTakes()
 		b.do()
+		b.logged("context canceled")
+		if s.phase != phaseActive {
+			t.Errorf("phase %v", s.phase)
+		}
+	})
+	t.Run("the relay stops meanwhile", func(t *testing.T) {
+		b := newBench(t)
+		s := b.tailing()
+		b.sink.tail = &SinkError{Class: ClassCluster, Code: "_TRANSPORT"}
+		b.after = func(time.Duration) <-chan time.Time {
+			b.endTakes()
+			return nil
+		}
+		b.do()
 		b.logged("_TRANSPORT")
+		if s.phase != phaseActive {
+			t.Errorf("phase %v", s.phase)
+		}
+	})
+	t.Run("too much", func(t *testing.T) {
+		b := newBench(t)
+		s := b.tailing()
+		b.cfg.TakeoverTailLimit, b.sink.records = 2, 3
+		b.do()
+		b.logged("limit of 2 records is reached")
 		if s.phase != phaseActive {
 			t.Errorf("phase %v", s.phase)
 		}
@@ -531,6 +559,16 @@ func TestWhereToLook(t *testing.T) {
 	wantFrom = map[TopicPartition]int64{{"a", 0}: 5, {"a", 1}: 6, {"any", 0}: 8, {"any", 1}: 9}
 	if !maps.Equal(got, wantFrom) || !maps.Equal(since, wantSince) {
 		t.Errorf("from %v, since %v; want %v, %v", got, since, wantFrom, wantSince)
+	}
+}
+
+func TestPlacesForTheLog(t *testing.T) {
+	from := map[TopicPartition]int64{}
+	for i := range int32(12) {
+		from[TopicPartition{"t", 10 + i}] = int64(i)
+	}
+	if got, want := places(from), "t/10@0 t/11@1 t/12@2 t/13@3 t/14@4 t/15@5 t/16@6 t/17@7 t/18@8 t/19@9 and 2 more"; got != want {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
 

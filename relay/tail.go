@@ -66,7 +66,7 @@ const firstEpoch = 1
 func (r *Relay) readTail(ctx context.Context, look *lookIn, offsets map[TopicPartition]int64, t *tail) error {
 	var from map[TopicPartition]int64
 	var since map[TopicPartition]time.Time
-	return errors.Join(
+	err := errors.Join(
 		r.whileAway(ctx, t, func() error {
 			// A relay that has just started knows no topic yet. To leave out what it does not know would deliver it twice.
 			counts, err := r.sink.Partitions(ctx, look.topics(offsets))
@@ -82,11 +82,18 @@ func (r *Relay) readTail(ctx context.Context, look *lookIn, offsets map[TopicPar
 			return errors.Join(err, r.readFrom(ctx, found, t))
 		}),
 	)
+	if t.left == 0 {
+		err = errors.Join(err, fmt.Errorf("the limit of %d records is reached", r.cfg.TakeoverTailLimit))
+	}
+	return err
 }
 
 // whileAway does something again until it succeeds or ctx ends, when the cluster is away: nothing can be delivered then anyway.
 func (r *Relay) whileAway(ctx context.Context, t *tail, do func() error) error {
 	for t.left > 0 {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		err := do()
 		if err == nil || t.left == 0 || asSinkError(err).Class != ClassCluster {
 			return err

@@ -145,9 +145,17 @@ func (c *core) start(s *shard, published map[publishedEvent]struct{}, now time.T
 // another header with the same value is some caller's, for example the id of a cause. An event to which its caller gave a
 // header of that name cannot be recognised, and is delivered again.
 func (c *core) delivered(s *shard, e *event) bool {
-	if s.published == nil {
+	if s.published == nil || e.aggregate.anew {
 		return false
 	}
+	if c.recognised(s, e) {
+		return true
+	}
+	e.aggregate.anew = true
+	return false
+}
+
+func (c *core) recognised(s *shard, e *event) bool {
 	src := c.sources[e.rec.Key.Source]
 	if src == nil {
 		return false

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	ck "github.com/confluentinc/confluent-kafka-go/v2/kafka"
@@ -61,12 +62,20 @@ func (t *tail) open(cfg Config, l *logs) (err error) {
 		conf["go.logs.channel"] = l.ch
 		return ck.NewConsumer(&conf)
 	}
-	if t.c, err = consumer(true); err != nil || !cfg.Transactional {
-		t.ender = t.c
+	if t.c, err = consumer(true); err != nil {
 		return err
 	}
-	t.ender, err = consumer(false)
-	return err
+	t.ender = t.c
+	uncommitted := sync.OnceValues(func() (c *ck.Consumer, err error) {
+		t.other, err = consumer(false)
+		return t.other, err
+	})
+	if cfg.Transactional {
+		t.ender, err = uncommitted()
+		return err
+	}
+	t.uncommitted = uncommitted
+	return nil
 }
 
 func (t *tail) close() error {
@@ -74,8 +83,8 @@ func (t *tail) close() error {
 	if t.c != nil {
 		errs = append(errs, t.c.Close())
 	}
-	if t.ender != nil && t.c != t.ender {
-		errs = append(errs, t.ender.Close())
+	if t.other != nil {
+		errs = append(errs, t.other.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -87,32 +96,56 @@ type tail struct {
 	log   *slog.Logger
 	c     *ck.Consumer // reads
 	ender *ck.Consumer // asks for the ends: in transactional mode it sees what is not committed yet
-	fn    func(tp relay.TopicPartition, offset int64, headers []store.Header)
-	ends  map[relay.TopicPartition]int64 // of partitions not read to their end yet: the offset after their last record
+	other *ck.Consumer // sees that; nil: not made
+	// uncommitted makes other; nil in transactional mode, where ender is it.
+	uncommitted func() (*ck.Consumer, error)
+	fn          func(tp relay.TopicPartition, offset int64, headers []store.Header)
+	ends        map[relay.TopicPartition]int64 // of partitions not read to their end yet: the offset after their last record
 }
 
 func (t *tail) read(ctx context.Context, from map[relay.TopicPartition]int64) error {
+	ends, errs := eachPartition(ctx, from, t.bounds)
 	var assign []ck.TopicPartition
-	var errs []error
-	for tp, offset := range from {
-		low, high, err := t.bounds(ctx, tp)
-		if err != nil {
-			errs = append(errs, err)
+	for tp, e := range ends {
+		offset := from[tp]
+		if offset > e.high && t.hidden(ctx, tp, offset) {
 			continue
 		}
-		if offset < low || offset > high {
-			offset = low
+		if offset < e.low || offset > e.high {
+			offset = e.low
 		}
-		if offset >= high {
+		if offset >= e.high {
 			continue
 		}
-		t.ends[tp] = high
+		t.ends[tp] = e.high
 		assign = append(assign, ck.TopicPartition{Topic: &tp.Topic, Partition: tp.Partition, Offset: ck.Offset(offset)})
 	}
 	if len(assign) > 0 {
 		errs = append(errs, t.consume(ctx, assign))
 	}
 	return leftOut(errs, len(from))
+}
+
+// hidden reports whether there is an offset behind the end that this reader sees, where somebody else's transaction is open.
+func (t *tail) hidden(ctx context.Context, tp relay.TopicPartition, offset int64) bool {
+	if t.uncommitted == nil {
+		return false
+	}
+	other, err := t.uncommitted()
+	if err != nil {
+		return true
+	}
+	high := int64(-1)
+	_, err = ask(ctx, func(timeout int) error {
+		_, high, err = other.QueryWatermarkOffsets(tp.Topic, tp.Partition, timeout)
+		return err
+	})
+	if err == nil && offset > high {
+		return false
+	}
+	t.log.Warn("an open transaction of another producer hides what may have been delivered: it may be delivered twice",
+		"topic", tp.Topic, "partition", tp.Partition, "offset", offset)
+	return true
 }
 
 // consume reads partitions to their ends.
@@ -146,25 +179,53 @@ func (t *tail) rest() string {
 }
 
 func (t *tail) offsetsForTimes(ctx context.Context, at map[relay.TopicPartition]time.Time, most int64) (map[relay.TopicPartition]int64, error) {
-	found := make(map[relay.TopicPartition]int64)
-	var errs []error
-	for tp, since := range at {
-		low, high, err := t.bounds(ctx, tp)
-		if err == nil && low < high {
-			var offset int64
-			if offset, err = t.offsetForTime(ctx, tp, since); offset < 0 || offset > high {
-				offset = high
-			}
-			low = max(low, high-most, offset)
+	found, errs := eachPartition(ctx, at, func(ctx context.Context, tp relay.TopicPartition) (offset int64, there bool, err error) {
+		e, there, err := t.bounds(ctx, tp)
+		if err != nil || !there || e.low == e.high {
+			return e.low, there, err
 		}
+		offset, err = t.offsetForTime(ctx, tp, at[tp])
 		switch {
-		case err != nil:
-			errs = append(errs, err)
-		case high >= 0:
-			found[tp] = low
+		case offset < 0 || offset > e.high:
+			offset = e.high
+		case offset < e.high-most:
+			t.log.Warn("only the last records of a partition are looked at: what is in those before may be delivered twice",
+				"topic", tp.Topic, "partition", tp.Partition, "records", most, "of", e.high-offset)
+			offset = e.high - most
 		}
-	}
+		return max(e.low, offset), true, err
+	})
 	return found, leftOut(errs, len(at))
+}
+
+// atOnce bounds the questions about partitions that are on their way at once.
+const atOnce = 16
+
+// eachPartition asks something about each of the partitions that are keys of a map. It has the answers of those that are there,
+// and the errors.
+func eachPartition[V, A any](ctx context.Context, of map[relay.TopicPartition]V,
+	question func(context.Context, relay.TopicPartition) (answer A, there bool, err error),
+) (answers map[relay.TopicPartition]A, errs []error) {
+	answers = make(map[relay.TopicPartition]A, len(of))
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	turns := make(chan struct{}, atOnce)
+	for tp := range of {
+		turns <- struct{}{}
+		all.Go(func() {
+			defer func() { <-turns }()
+			answer, there, err := question(ctx, tp)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				errs = append(errs, err)
+			} else if there {
+				answers[tp] = answer
+			}
+		})
+	}
+	all.Wait()
+	return answers, errs
 }
 
 // leftOut says why some or all of n partitions were left out.
@@ -173,29 +234,32 @@ func leftOut(errs []error, n int) error {
 	if len(errs) == 0 {
 		return nil
 	}
-	all := errors.Join(errs...)
-	var refused *relay.SinkError
 	class := relay.ClassTopic
-	if len(errs) == n && (!errors.As(all, &refused) || refused.Class != relay.ClassTopic) {
-		class = relay.ClassCluster
+	for _, err := range errs {
+		var refused *relay.SinkError
+		if len(errs) == n && (!errors.As(err, &refused) || refused.Class != relay.ClassTopic) {
+			class = relay.ClassCluster
+		}
 	}
-	return fmt.Errorf("%w: %w", &relay.SinkError{Class: class, Code: "_PARTIAL", Detail: fmt.Sprintf("%d of %d partitions", len(errs), n)}, all)
+	return fmt.Errorf("%w: %w", &relay.SinkError{Class: class, Code: "_PARTIAL", Detail: fmt.Sprintf("%d of %d partitions", len(errs), n)},
+		errors.Join(errs...))
 }
 
-// bounds returns the first offset and the one after the last; both negative for a partition that is not there.
-func (t *tail) bounds(ctx context.Context, tp relay.TopicPartition) (low, high int64, err error) {
-	there, err := ask(ctx, func(timeout int) error {
-		low, high, err = t.ender.QueryWatermarkOffsets(tp.Topic, tp.Partition, timeout)
+// span is the first offset of a partition and the one after its last.
+type span struct{ low, high int64 }
+
+func (t *tail) bounds(ctx context.Context, tp relay.TopicPartition) (e span, there bool, err error) {
+	there, err = ask(ctx, func(timeout int) error {
+		e.low, e.high, err = t.ender.QueryWatermarkOffsets(tp.Topic, tp.Partition, timeout)
 		return err
 	})
-	switch {
-	case err != nil:
-		return 0, 0, fmt.Errorf("asking for the end of %s/%d: %w", tp.Topic, tp.Partition, err)
-	case !there:
-		t.log.Warn("a partition that was there is gone: nothing is looked for in it", "topic", tp.Topic, "partition", tp.Partition)
-		return -1, -1, nil
+	if err != nil {
+		return e, false, fmt.Errorf("asking for the end of %s/%d: %w", tp.Topic, tp.Partition, err)
 	}
-	return low, high, nil
+	if !there {
+		t.log.Warn("a partition that was there is gone: nothing is looked for in it", "topic", tp.Topic, "partition", tp.Partition)
+	}
+	return e, there, nil
 }
 
 // offsetForTime returns a negative number where there is none.
@@ -222,9 +286,14 @@ func (t *tail) offsetForTime(ctx context.Context, tp relay.TopicPartition, since
 func ask(ctx context.Context, question func(timeoutMilliseconds int) error) (there bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, lookUpTimeout)
 	defer cancel()
+	why := errors.New("not asked")
 	for {
-		why := question(int(lookUpTimeout.Milliseconds()))
-		if why == nil {
+		if err := ctx.Err(); err != nil {
+			return false, fmt.Errorf("%w: %w", err, why)
+		}
+		deadline, _ := ctx.Deadline()
+		// librdkafka heeds the time it is given, and no context.
+		if why = question(max(int(time.Until(deadline).Milliseconds()), 1)); why == nil {
 			return true, nil
 		}
 		var e ck.Error
@@ -241,7 +310,6 @@ func ask(ctx context.Context, question func(timeoutMilliseconds int) error) (the
 		case <-pause.C:
 		case <-ctx.Done():
 			pause.Stop()
-			return false, fmt.Errorf("%w: %w", ctx.Err(), why)
 		}
 	}
 }

@@ -149,6 +149,16 @@ func TestTailWithoutTransactionsOfOurOwn(t *testing.T) {
 		if n := seen(); n != 1 {
 			t.Errorf("%d records, some of them of transactions that were aborted or are open", n)
 		}
+		// An offset behind what the open transaction hides: there is nothing to read, and not everything.
+		deliver(t, s, delivery(topic, "k", 1, "v"))
+		report := reports(t, s, 1)
+		allOK(t, report)
+		at := report[1].Offset
+		if err := s.Tail(ctx, map[relay.TopicPartition]int64{{Topic: topic}: at + 1}, func(relay.TopicPartition, int64, []store.Header) {
+			t.Error("a record from before the offset")
+		}); err != nil {
+			t.Error(err)
+		}
 		end(kgo.TryAbort)
 	})
 }
@@ -166,6 +176,7 @@ func TestPartitionsThatAreLeftOut(t *testing.T) {
 		{[]error{away, nil, away}, 2, relay.ClassCluster},
 		{[]error{away}, 2, relay.ClassTopic},
 		{[]error{refused}, 1, relay.ClassTopic},
+		{[]error{refused, away}, 2, relay.ClassCluster},
 	} {
 		err := leftOut(slices.Clone(test.errs), test.n)
 		var e *relay.SinkError

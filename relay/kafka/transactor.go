@@ -64,10 +64,10 @@ var (
 	errStuck   = ck.NewError(ck.ErrTimedOut, "a transaction does not end", false)
 )
 
-// stuckFactor is how many times as long as the cluster allows a transaction may last before its producer is given up, and
-// streakFactor the same for transactions in a row that all come to nothing.
+// stuckMost bounds how much longer than the cluster allows a transaction may last before its producer is given up; it is as
+// long again, if that is less. streakFactor is how many times as long transactions in a row may come to nothing.
 const (
-	stuckFactor  = 2
+	stuckMost    = 30 * time.Second
 	streakFactor = 5
 )
 
@@ -272,8 +272,10 @@ func (t *transactor) settle(w *wave, pause time.Duration) time.Duration {
 	for _, e := range again {
 		s.failed(e, &relay.SinkError{Class: relay.ClassPurged, Code: "_PURGE_INFLIGHT", Detail: "purged; its transaction was aborted"})
 	}
-	if w.trouble == nil {
+	if w.trouble == nil || purging {
 		t.since = time.Time{}
+	}
+	if w.trouble == nil {
 		return 0
 	}
 	s.log.Warn("a kafka transaction was aborted and is tried again", "lane", t.name, "epoch", t.epoch, "code", w.trouble.Code, "error", w.trouble.Detail)

@@ -63,11 +63,16 @@ func (t *transactor) carry(w *wave) error {
 	if err := t.rd.BeginTransaction(); err != nil {
 		return err
 	}
-	patience := stuckFactor * t.sink.cfg.TransactionTimeout
+	patience := t.sink.cfg.TransactionTimeout + min(t.sink.cfg.TransactionTimeout, stuckMost)
 	t.until = time.Now().Add(patience)
 	stuck := time.NewTimer(patience)
 	defer stuck.Stop()
 	t.send(w)
+	if w.failure != nil { // librdkafka took no more of it: it says why when it is asked to commit
+		if err := t.commit(w); err != nil {
+			return err
+		}
+	}
 	for w.pending > 0 && w.failure == nil && !w.committed {
 		select {
 		case <-t.wake:
