@@ -128,10 +128,7 @@ func leaveInDoubt(t *testing.T, p *platform) *gone {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ref := filepath.Join(t.TempDir(), "dsn")
-	if err := os.WriteFile(ref, []byte(dsn), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	ref := filepath.Join(t.TempDir(), "dsn") // written when the database is away: nobody may ask it before
 	registration := fmt.Sprintf("name: %s\ntopics: [%s]\nrecord_profile: cloudevents\nfailure_policy: block\ndatabases:\n  - {name: default, mode: marker, dsn_ref: \"file:%s\"}\n", goneSource, goneTopic, ref)
 	if _, err := p.operate(registration, "source", "apply", "-"); err != nil {
 		t.Fatal(err)
@@ -162,6 +159,12 @@ func leaveInDoubt(t *testing.T, p *platform) *gone {
 		}
 	}
 	g.database.Kill()
+	if err := os.WriteFile(ref+".new", []byte(dsn), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(ref+".new", ref); err != nil {
+		t.Fatal(err)
+	}
 	_ = sdk.Close() // always nil. The session's end makes the platform ask at once
 	publisher := p.client(t, goneSource)
 	for i := range goneCount {
