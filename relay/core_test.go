@@ -831,6 +831,28 @@ func TestNothingIsRecognisedBehindWhatIsNot(t *testing.T) {
 	w.wantPublished(b, other)
 }
 
+// A relay that has just started may not know the source yet, and so not what its events' header is: that is no delivery.
+func TestWhatWasDeliveredIsRecognisedOnceTheSourceIsKnown(t *testing.T) {
+	w := newWorld(t)
+	a := modelAggregates[0]
+	known := w.core.sources
+	w.core.sources = map[int32]*store.Source{}
+	e := w.add(a, true)
+	w.write(e.id) // by the last holder
+	w.sh.published = map[publishedEvent]struct{}{{e.id, "ce_id", "x"}: {}}
+	w.sh.knownTo, w.sh.knownUntil = w.sh.cursor, w.now.Add(knownFor)
+	if d := w.core.next(w.now); d != nil {
+		t.Fatal("delivered for a source that is not known")
+	}
+	w.core.sources = known
+	w.pass(w.core.retryMin)
+	w.run()
+	w.wantPublished(a, e)
+	if w.core.tally.suppressed != 1 {
+		t.Error("delivered again")
+	}
+}
+
 // What the last holder delivered was found from the offsets of its checkpoint. As long as some of it is outstanding those stay, or
 // the next holder would not find it.
 func TestOffsetsStayUntilWhatWasDeliveredIsRecognised(t *testing.T) {

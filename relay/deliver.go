@@ -50,6 +50,7 @@ func (c *core) nextOf(s *shard) *event {
 			continue
 		}
 		a.inflight, e.inflight = true, true
+		a.anew = s.published != nil
 		s.inflight++
 		c.unacked++
 		if fault.Mutant("S1") { // no gate

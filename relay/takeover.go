@@ -148,14 +148,6 @@ func (c *core) delivered(s *shard, e *event) bool {
 	if s.published == nil || e.aggregate.anew {
 		return false
 	}
-	if c.recognised(s, e) {
-		return true
-	}
-	e.aggregate.anew = true
-	return false
-}
-
-func (c *core) recognised(s *shard, e *event) bool {
 	src := c.sources[e.rec.Key.Source]
 	if src == nil {
 		return false
