@@ -39,9 +39,10 @@ type FakeConfig struct {
 type Fake struct {
 	cluster   *kfake.Cluster
 	bootstrap string
+	dir       string
 }
 
-// StartFake starts a fake cluster.
+// StartFake starts a fake cluster. Transactions that were open when the last one of its directory was killed are aborted.
 func StartFake(config FakeConfig) (*Fake, error) {
 	brokers := max(1, config.Brokers)
 	partitions := config.Partitions
@@ -77,17 +78,22 @@ func StartFake(config FakeConfig) (*Fake, error) {
 			return advertised{l, &at}, nil
 		}))
 	}
+	if config.Dir != "" {
+		if err := takeUp(config.Dir, brokers); err != nil {
+			return nil, fmt.Errorf("start fake Kafka: %w", err)
+		}
+	}
 	cluster, err := kfake.NewCluster(options...)
 	if err != nil {
 		return nil, fmt.Errorf("start fake Kafka: %w", err)
 	}
-	f := &Fake{cluster: cluster, bootstrap: strings.Join(cluster.ListenAddrs(), ",")}
+	f := &Fake{cluster: cluster, bootstrap: strings.Join(cluster.ListenAddrs(), ","), dir: config.Dir}
 	for _, topic := range slices.Sorted(maps.Keys(config.Topics)) {
 		if cluster.TopicInfo(topic) != nil {
 			continue // kept from an earlier start
 		}
 		if err := f.CreateTopic(topic, config.Topics[topic], nil); err != nil {
-			cluster.Close()
+			f.Close()
 			return nil, err
 		}
 	}
@@ -117,4 +123,9 @@ func (f *Fake) CreateTopic(name string, partitions int, configs map[string]strin
 }
 
 // Close stops the brokers. What Dir holds stays.
-func (f *Fake) Close() { f.cluster.Close() }
+func (f *Fake) Close() {
+	f.cluster.Close()
+	if f.dir != "" {
+		leave(f.dir)
+	}
+}

@@ -56,15 +56,27 @@ func readAll(ctx context.Context, bootstrap string, topics []string, more ...kgo
 		return nil, err
 	}
 	defer client.Close()
+	var records []Record
+	err = readToEnd(ctx, client, topics, func(record *kgo.Record) {
+		// A control record ends a transaction and is nobody's data.
+		if !record.Attrs.IsControl() {
+			records = append(records, convert(record))
+		}
+	})
+	return records, err
+}
+
+// readToEnd calls each for the records, control records included, from where the client begins to the one that was the last of
+// its partition when it was called.
+func readToEnd(ctx context.Context, client *kgo.Client, topics []string, each func(*kgo.Record)) error {
 	ends, err := endOffsets(ctx, client, topics)
 	if err != nil {
-		return nil, fmt.Errorf("find the ends of topics %q: %w", topics, err)
+		return fmt.Errorf("find the ends of topics %q: %w", topics, err)
 	}
-	var records []Record
 	for len(ends) > 0 {
 		fetched, err := poll(ctx, client)
 		if err != nil {
-			return records, err
+			return err
 		}
 		for _, record := range fetched {
 			at := place{record.Topic, record.Partition}
@@ -73,16 +85,13 @@ func readAll(ctx context.Context, bootstrap string, topics []string, more ...kgo
 				delete(ends, at)
 				continue
 			}
-			// A control record ends a transaction and is nobody's data, but may be the last one before the end.
-			if !record.Attrs.IsControl() {
-				records = append(records, convert(record))
-			}
+			each(record)
 			if record.Offset == end-1 {
 				delete(ends, at)
 			}
 		}
 	}
-	return records, nil
+	return nil
 }
 
 // ReadUntil reads topics from their first record until enough says so. It is asked after every fetch that brought
