@@ -831,14 +831,14 @@ func TestNothingIsRecognisedBehindWhatIsNot(t *testing.T) {
 	w.wantPublished(b, other)
 }
 
-// A relay that has just started may not know the source yet, and so not what its events' header is: that is no delivery.
+// A relay may not know a source, and so not what its events' header is: that is no delivery.
 func TestWhatWasDeliveredIsRecognisedOnceTheSourceIsKnown(t *testing.T) {
 	w := newWorld(t)
 	a := modelAggregates[0]
-	known := w.core.sources
-	w.core.sources = map[int32]*store.Source{}
 	e := w.add(a, true)
 	w.write(e.id) // by the last holder
+	known := w.core.sources
+	w.core.sources = map[int32]*store.Source{}
 	w.sh.published = map[publishedEvent]struct{}{{e.id, "ce_id", "x"}: {}}
 	w.sh.knownTo, w.sh.knownUntil = w.sh.cursor, w.now.Add(knownFor)
 	if d := w.core.next(w.now); d != nil {

@@ -258,8 +258,13 @@ func TestRefusedRecordIsNeverMistakenForTrouble(t *testing.T) {
 }
 
 // TestTopicRefusesTheTransaction: a topic that may not be written breaks the transaction without any record being named. Only
-// its own records are reported, the others are committed.
+// its own records are reported, the others are committed; also when librdkafka knows before it has all records, and takes no more.
 func TestTopicRefusesTheTransaction(t *testing.T) {
+	t.Run("known when all is handed over", func(t *testing.T) { topicRefusesTheTransaction(t, false) })
+	t.Run("known before", func(t *testing.T) { topicRefusesTheTransaction(t, true) })
+}
+
+func topicRefusesTheTransaction(t *testing.T, early bool) {
 	f := fake(t, broker.FakeConfig{Topics: map[string]int{"good": 1, "bad": 1}})
 	f.Cluster().ControlKey(int16(kmsg.AddPartitionsToTxn), func(r kmsg.Request) (kmsg.Response, error, bool) {
 		f.Cluster().KeepControl()
@@ -294,6 +299,20 @@ func TestTopicRefusesTheTransaction(t *testing.T) {
 	began := time.Now()
 	for epoch := int64(1); len(ds) > 0; epoch++ { // nothing was in the transaction: it cannot be aborted, and the producer dies
 		fence(t, s, 0, epoch)
+		if early {
+			tr := s.transactions.all()[0]
+			broken := func() bool {
+				tr.mu.Lock()
+				defer tr.mu.Unlock()
+				return tr.suspect || tr.fatal != nil
+			}
+			await := func(topic string) {
+				for topic == "bad" && !broken() && t.Context().Err() == nil {
+					<-time.After(time.Millisecond)
+				}
+			}
+			tr.afterHandingOver.Store(&await)
+		}
 		accepted := 0
 		var again []*relay.Delivery
 		take := func(d *relay.Delivery, err error) {

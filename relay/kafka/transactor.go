@@ -39,7 +39,8 @@ type transactor struct {
 	until time.Time      // of run: when the wave under way has lasted so long that its producer is given up
 	since time.Time      // of run: when the first of the waves began that the cluster was the reason to abort; zero: the last was not
 
-	beforeCommit atomic.Pointer[func()] // for tests: called when all records are written
+	afterHandingOver atomic.Pointer[func(topic string)] // for tests: called when librdkafka has taken a record
+	beforeCommit     atomic.Pointer[func()]             // for tests: called when all records are written
 
 	wake  chan struct{} // capacity 1: something below changed
 	quit  chan struct{} // closed by stop

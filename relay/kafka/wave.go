@@ -150,6 +150,9 @@ func (t *transactor) hand(w *wave, e *entry) {
 	err := t.produce(e)
 	if err == nil {
 		w.pending++
+		if wait := t.afterHandingOver.Load(); wait != nil {
+			(*wait)(e.d.Record.Topic)
+		}
 		return
 	}
 	if e.verdict = judge(err); e.verdict.Class <= relay.ClassTopic {
