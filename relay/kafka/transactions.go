@@ -22,6 +22,7 @@ import (
 // once, and writes nothing.
 type transactions struct {
 	sink *Sink
+	size waveSize
 
 	mu     sync.Mutex
 	closed bool

@@ -200,7 +200,9 @@ func (t *transactor) run() {
 	for {
 		w, err := t.nextWave(pause)
 		if err == nil {
+			began := time.Now()
 			err = t.carry(w)
+			t.learn(w, time.Since(began))
 		}
 		if err == nil && w.trouble != nil && time.Since(t.since) > streakFactor*t.sink.cfg.TransactionTimeout {
 			err = errStuck
@@ -210,6 +212,15 @@ func (t *transactor) run() {
 			return
 		}
 		pause = t.settle(w, pause)
+	}
+}
+
+// learn adapts the size of waves to how long one took.
+func (t *transactor) learn(w *wave, took time.Duration) {
+	size := &t.sink.transactions.size
+	if timeout := t.sink.cfg.TransactionTimeout; size.took(w, took, timeout) {
+		t.sink.log.Warn("a kafka transaction took more than half of its time; the next ones are smaller",
+			"lane", t.name, "took", took, "transaction_timeout", timeout, "bytes", w.bytes, "next_bytes", size.current())
 	}
 }
 
@@ -228,7 +239,7 @@ func (t *transactor) nextWave(pause time.Duration) (*wave, error) {
 		fatal := t.fatal
 		var w *wave
 		if fatal == nil && len(t.queue) > 0 {
-			w, t.queue = takeWave(t.queue)
+			w, t.queue = takeWave(t.queue, &t.sink.transactions.size)
 		}
 		t.purging, t.suspect = false, false
 		t.mu.Unlock()

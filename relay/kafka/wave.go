@@ -9,18 +9,14 @@ import (
 	"github.com/outbox-platform/outbox/relay"
 )
 
-// Bounds of a wave: larger ones gain nothing, but must fit into the transaction's time.
-const (
-	maxWaveRecords = 5_000
-	maxWaveBytes   = 16 << 20
-)
-
 // wave is what one transaction is to carry.
 type wave struct {
 	entries []*entry
 	topics  map[string]bool     // of the entries; true: its records go one by one
 	pending int                 // handed to librdkafka and not reported by it
 	held    map[string][]*entry // of those topics, by topic; the first is under way
+	bytes   int64               // of the entries
+	bound   int64               // of bytes
 
 	committed bool
 	failure   error            // first reason not to commit
@@ -28,13 +24,12 @@ type wave struct {
 }
 
 // takeWave takes the next wave from a queue. Entries that are to be tried apart go with others of their topic only.
-func takeWave(queue []*entry) (*wave, []*entry) {
-	w := &wave{topics: make(map[string]bool), held: make(map[string][]*entry)}
+func takeWave(queue []*entry, size *waveSize) (*wave, []*entry) {
+	w := &wave{topics: make(map[string]bool), held: make(map[string][]*entry), bound: size.current()}
 	first := queue[0]
 	rest := queue[:0:0]
-	bytes := int64(0)
 	for i, e := range queue {
-		full := len(w.entries) > 0 && (len(w.entries) == maxWaveRecords || bytes+e.bytes > maxWaveBytes)
+		full := len(w.entries) > 0 && (len(w.entries) == maxWaveRecords || w.bytes+e.bytes > w.bound)
 		if full && !first.apart {
 			rest = append(rest, queue[i:]...)
 			break
@@ -46,7 +41,7 @@ func takeWave(queue []*entry) (*wave, []*entry) {
 		e.verdict, e.err, e.offset = nil, nil, -1
 		// Of a topic all or none: a neighbour in its batch would spoil the proof.
 		w.topics[e.d.Record.Topic] = w.topics[e.d.Record.Topic] || e.alone
-		bytes += e.bytes
+		w.bytes += e.bytes
 		w.entries = append(w.entries, e)
 	}
 	return w, rest
