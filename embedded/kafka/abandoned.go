@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -18,23 +17,26 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// runningMark is a file in Dir while brokers use it: there at the start, it says that they were killed.
+// runningMark is a file in Dir while brokers use it: there at the start, it says that they were killed, or never came up.
 const runningMark = "running"
+
+// Files of kfake: what it takes up again after an orderly end, open transactions included, and what it knows of a partition
+// without reading it.
+const (
+	sessionState = "session_state.json"
+	snapshots    = "partitions/*/snapshot.json"
+)
 
 // abandonedLimit bounds how long looking for abandoned transactions may take.
 const abandonedLimit = 2 * time.Minute
 
 // takeUp makes a directory ready for brokers.
 func takeUp(dir string, brokers int) error {
-	_, err := os.Stat(filepath.Join(dir, runningMark))
-	switch {
-	case err == nil:
+	killed := exists(filepath.Join(dir, runningMark)) && !exists(filepath.Join(dir, sessionState))
+	if killed {
 		if err := endAbandoned(dir, brokers); err != nil {
 			return fmt.Errorf("end abandoned transactions: %w", err)
 		}
-		return nil
-	case !errors.Is(err, fs.ErrNotExist):
-		return err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -46,12 +48,28 @@ func takeUp(dir string, brokers int) error {
 // none.
 func leave(dir string) { _ = os.Remove(filepath.Join(dir, runningMark)) }
 
-// endAbandoned ends the transactions that were open when brokers were killed, as a real cluster's coordinator does: with a marker
-// in each partition. The fake does it without: consumers of committed records then take what the producer commits later for more
-// of the transaction that ended nowhere, and the next replay does the opposite.
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// endAbandoned aborts the transactions that were open when brokers were killed, with a marker in each partition. The fake, which
+// fences their producers itself, aborts them without: consumers of committed records then take what the producer commits later
+// for more of the transaction that ended nowhere, and the next replay does the opposite. A commit that the kill cut in two is
+// aborted in the partitions that it did not get to, where a real coordinator would go on with it.
 //
 // It has brokers of its own on other ports, so that no client is there meanwhile.
 func endAbandoned(dir string, brokers int) error {
+	// A snapshot is from the last orderly end. It does not say what was open then, which is over now, too.
+	stale, err := filepath.Glob(filepath.Join(dir, snapshots))
+	if err != nil {
+		return err
+	}
+	for _, name := range stale {
+		if err := os.Remove(name); err != nil {
+			return err
+		}
+	}
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(brokers), kfake.DataDir(dir), kfake.SyncWrites())
 	if err != nil {
 		return err

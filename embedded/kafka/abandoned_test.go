@@ -1,8 +1,12 @@
 package kafka_test
 
 import (
+	"fmt"
+	"net"
 	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -10,10 +14,11 @@ import (
 	"github.com/outbox-platform/outbox/embedded/kafka"
 )
 
-// transact writes a record in a transaction and ends it, or leaves it open.
-func transact(t *testing.T, bootstrap, value string, end bool) {
+// begin writes a record into each of the topic's partitions in a transaction.
+func begin(t *testing.T, bootstrap, value string) *kgo.Client {
 	t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(bootstrap), kgo.TransactionalID("shard-0"), kgo.DefaultProduceTopic("orders"))
+	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(bootstrap, ",")...), kgo.TransactionalID("shard-0"), kgo.DefaultProduceTopic("orders"),
+		kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -21,13 +26,18 @@ func transact(t *testing.T, bootstrap, value string, end bool) {
 	if err := client.BeginTransaction(); err != nil {
 		t.Fatal(err)
 	}
-	if err := client.ProduceSync(t.Context(), kgo.StringRecord(value)).FirstErr(); err != nil {
-		t.Fatal(err)
-	}
-	if end {
-		if err := client.EndTransaction(t.Context(), kgo.TryCommit); err != nil {
+	for partition := range int32(2) {
+		if err := client.ProduceSync(t.Context(), &kgo.Record{Value: []byte(value), Partition: partition}).FirstErr(); err != nil {
 			t.Fatal(err)
 		}
+	}
+	return client
+}
+
+func commit(t *testing.T, client *kgo.Client) {
+	t.Helper()
+	if err := client.EndTransaction(t.Context(), kgo.TryCommit); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -41,9 +51,20 @@ func killedImage(t *testing.T, dir string) string {
 	return image
 }
 
-func startFake(t *testing.T, dir string) *kafka.Fake {
+// freePort is a port that nobody listens on.
+func freePort(t *testing.T) int {
 	t.Helper()
-	fake, err := kafka.StartFake(kafka.FakeConfig{Dir: dir, Topics: map[string]int{"orders": 1}, SyncWrites: true})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+func startFake(t *testing.T, dir string, port int) *kafka.Fake {
+	t.Helper()
+	fake, err := kafka.StartFake(kafka.FakeConfig{Dir: dir, Port: port, Topics: map[string]int{"orders": 2}, SyncWrites: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,26 +72,83 @@ func startFake(t *testing.T, dir string) *kafka.Fake {
 	return fake
 }
 
+// wantCommitted checks what a consumer of committed records sees.
+func wantCommitted(t *testing.T, fake *kafka.Fake, want ...string) {
+	t.Helper()
+	records, err := kafka.ReadCommitted(t.Context(), fake.Bootstrap(), "orders")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for partition := range int32(2) {
+		var got []string
+		for _, r := range records {
+			if r.Partition == partition {
+				got = append(got, string(r.Value))
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Fatalf("committed records of partition %d: %q, want %q", partition, got, want)
+		}
+	}
+}
+
 // A consumer of committed records sees what was committed after brokers were killed with a transaction open, and never that one.
 func TestTransactionsOfKilledFakeBrokersAreAborted(t *testing.T) {
 	dir := t.TempDir()
 	var want []string
-	for _, name := range []string{"first", "second", "third"} {
-		fake := startFake(t, dir)
-		transact(t, fake.Bootstrap(), name, true)
-		want = append(want, name)
-		records, err := kafka.ReadCommitted(t.Context(), fake.Bootstrap(), "orders")
-		if err != nil {
-			t.Fatal(err)
-		}
-		var got []string
-		for _, r := range records {
-			got = append(got, string(r.Value))
-		}
-		if !slices.Equal(got, want) {
-			t.Fatalf("committed records %q, want %q", got, want)
-		}
-		transact(t, fake.Bootstrap(), "open behind "+name, false)
+	for n := range 3 {
+		fake := startFake(t, dir, 0)
+		wantCommitted(t, fake, want...)
+		value := fmt.Sprint(n)
+		commit(t, begin(t, fake.Bootstrap(), value))
+		want = append(want, value)
+		wantCommitted(t, fake, want...)
+		begin(t, fake.Bootstrap(), "open behind "+value)
 		dir = killedImage(t, dir)
 	}
+}
+
+// Who has a transaction open when the brokers are killed cannot commit it afterwards.
+func TestProducersOfKilledFakeBrokersAreFenced(t *testing.T) {
+	port, dir := freePort(t), t.TempDir()
+	fake := startFake(t, dir, port)
+	client := begin(t, fake.Bootstrap(), "open")
+	image := killedImage(t, dir)
+	fake.Close()
+	fake = startFake(t, image, port)
+	if err := client.EndTransaction(t.Context(), kgo.TryCommit); err == nil {
+		t.Error("the commit of a transaction that was aborted succeeds")
+	}
+	wantCommitted(t, fake)
+}
+
+// What is open at an orderly end goes on, also when a start in between fails.
+func TestTransactionsOutliveAnOrderlyEnd(t *testing.T) {
+	port, dir := freePort(t), t.TempDir()
+	fake := startFake(t, dir, port)
+	client := begin(t, fake.Bootstrap(), "open")
+	fake.Close()
+	blocked, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kafka.StartFake(kafka.FakeConfig{Dir: dir, Port: port}); err == nil {
+		t.Fatal("started on a port that is taken")
+	}
+	_ = blocked.Close()
+	fake = startFake(t, dir, port)
+	commit(t, client)
+	wantCommitted(t, fake, "open")
+}
+
+// And a kill after that ends it, also when nothing was written in between.
+func TestKillAfterAnOrderlyEnd(t *testing.T) {
+	dir := t.TempDir()
+	fake := startFake(t, dir, 0)
+	begin(t, fake.Bootstrap(), "open")
+	fake.Close()
+	startFake(t, dir, 0)
+	fake = startFake(t, killedImage(t, dir), 0)
+	commit(t, begin(t, fake.Bootstrap(), "later"))
+	wantCommitted(t, fake, "later")
 }

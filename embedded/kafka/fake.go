@@ -6,6 +6,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/twmb/franz-go/pkg/kfake"
 )
@@ -15,7 +16,7 @@ const DefaultPartitions = 6
 
 // FakeConfig says which fake cluster to run.
 type FakeConfig struct {
-	// Dir keeps topics and records between starts. Empty: they live in memory.
+	// Dir keeps topics and records between starts, for one Fake at a time. Empty: they live in memory.
 	Dir string
 	// Port on 127.0.0.1 of the first broker; the others take the next ones. 0: free ports.
 	Port int
@@ -40,6 +41,7 @@ type Fake struct {
 	cluster   *kfake.Cluster
 	bootstrap string
 	dir       string
+	closed    sync.Once
 }
 
 // StartFake starts a fake cluster. Transactions that were open when the last one of its directory was killed are aborted.
@@ -122,10 +124,12 @@ func (f *Fake) CreateTopic(name string, partitions int, configs map[string]strin
 	return nil
 }
 
-// Close stops the brokers. What Dir holds stays.
+// Close stops the brokers. What Dir holds stays. It may be called more than once.
 func (f *Fake) Close() {
-	f.cluster.Close()
-	if f.dir != "" {
-		leave(f.dir)
-	}
+	f.closed.Do(func() {
+		f.cluster.Close()
+		if f.dir != "" {
+			leave(f.dir)
+		}
+	})
 }

@@ -72,7 +72,13 @@ var verdicts = map[ck.ErrorCode]verdict{
 	ck.ErrKafkaStorageError:                  {"KAFKA_STORAGE_ERROR", relay.ClassCluster},
 	ck.ErrThrottlingQuotaExceeded:            {"THROTTLING_QUOTA_EXCEEDED", relay.ClassCluster},
 	ck.ErrState:                              {"_STATE", relay.ClassCluster},
-	ck.ErrDestroy:                            {"_DESTROY", relay.ClassCluster},
+	ck.ErrInvalidTransactionTimeout:          {"INVALID_TRANSACTION_TIMEOUT", relay.ClassCluster},
+	// Of the transaction, not of the record that was answered with it: the transaction is aborted and its wave tried again. If the
+	// cluster has ended it itself, because its time was up, the producer is found fenced then.
+	ck.ErrInvalidTxnState:        {"INVALID_TXN_STATE", relay.ClassCluster},
+	ck.ErrTransactionAbortable:   {"TRANSACTION_ABORTABLE", relay.ClassCluster},
+	ck.ErrConcurrentTransactions: {"CONCURRENT_TRANSACTIONS", relay.ClassCluster},
+	ck.ErrDestroy:                {"_DESTROY", relay.ClassCluster},
 
 	// The producer's session with the cluster is broken: a new one is needed. Written or not, nobody knows.
 	ck.ErrFatal:                    {"_FATAL", relay.ClassFatal},

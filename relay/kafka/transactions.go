@@ -22,7 +22,6 @@ import (
 // once, and writes nothing.
 type transactions struct {
 	sink *Sink
-	size waveSize
 
 	mu     sync.Mutex
 	closed bool
@@ -32,6 +31,7 @@ type transactions struct {
 // transactorSlot is the place of one shard's transactor.
 type transactorSlot struct {
 	turn chan struct{} // capacity 1: holds a value while somebody fences
+	size *waveSize     // of the transactor there is
 	cur  *transactor   // guarded by transactions.mu; nil: never fenced
 }
 
@@ -85,7 +85,7 @@ func (s *Sink) Fence(ctx context.Context, shard int16, epoch int64) error {
 		old.stop()
 		<-old.ended
 	}
-	t, err := s.newTransactor(ctx, shard, epoch)
+	t, err := s.newTransactor(ctx, shard, epoch, slot.size)
 	if err != nil {
 		return fmt.Errorf("fencing shard %d: %w", shard, err)
 	}
@@ -105,7 +105,7 @@ func (x *transactions) slot(shard int16) *transactorSlot {
 	defer x.mu.Unlock()
 	slot := x.shards[shard]
 	if slot == nil {
-		slot = &transactorSlot{turn: make(chan struct{}, 1)}
+		slot = &transactorSlot{turn: make(chan struct{}, 1), size: &waveSize{bound: maxWaveBytes}}
 		x.shards[shard] = slot
 	}
 	return slot

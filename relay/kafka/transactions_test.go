@@ -348,6 +348,24 @@ func topicRefusesTheTransaction(t *testing.T, early bool) {
 	}
 }
 
+// TestErrorsOfTheTransactionAreNotTheTopics: a record may be answered with what is wrong with its transaction. That is aborted, and
+// all goes again.
+func TestErrorsOfTheTransactionAreNotTheTopics(t *testing.T) {
+	for _, code := range []*kerr.Error{kerr.InvalidTxnState, kerr.TransactionAbortable, kerr.ConcurrentTransactions} {
+		t.Run(code.Message, func(t *testing.T) {
+			f := fake(t, broker.FakeConfig{Topics: map[string]int{"t": 1}})
+			s := newSink(t, f.Bootstrap(), transactional(t))
+			fence(t, s, 0, 1)
+			f.Cluster().Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: code, Count: 1})
+			deliver(t, s, of(0, 1, delivery("t", "k", 1, "v")), of(0, 1, delivery("t", "l", 2, "v")))
+			allOK(t, reports(t, s, 2))
+			if got := numbers(t, committed(t, f.Bootstrap(), "t")); got != "[1 2]" {
+				t.Errorf("a read_committed consumer sees %s", got)
+			}
+		})
+	}
+}
+
 // TestTopicNotAuthorisedForTransactions: a topic that we may see and not write is refused before it breaks a transaction.
 func TestTopicNotAuthorisedForTransactions(t *testing.T) {
 	acl := func(resource kmsg.ACLResourceType, name string, op kmsg.ACLOperation) kfake.ACL {

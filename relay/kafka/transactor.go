@@ -35,6 +35,7 @@ type transactor struct {
 	*client
 	shard int16
 	epoch int64
+	size  *waveSize      // of run
 	known map[string]int // of run: topics that the producer has heard of, with topic.version
 	until time.Time      // of run: when the wave under way has lasted so long that its producer is given up
 	since time.Time      // of run: when the first of the waves began that the cluster was the reason to abort; zero: the last was not
@@ -73,9 +74,9 @@ const (
 )
 
 // newTransactor makes a producer for the shard and ends what another with its transactional id left open.
-func (s *Sink) newTransactor(ctx context.Context, shard int16, epoch int64) (*transactor, error) {
+func (s *Sink) newTransactor(ctx context.Context, shard int16, epoch int64, size *waveSize) (*transactor, error) {
 	t := &transactor{
-		shard: shard, epoch: epoch, known: make(map[string]int),
+		shard: shard, epoch: epoch, size: size, known: make(map[string]int),
 		wake: make(chan struct{}, 1), quit: make(chan struct{}), ended: make(chan struct{}),
 	}
 	var err error
@@ -217,10 +218,10 @@ func (t *transactor) run() {
 
 // learn adapts the size of waves to how long one took.
 func (t *transactor) learn(w *wave, took time.Duration) {
-	size := &t.sink.transactions.size
-	if timeout := t.sink.cfg.TransactionTimeout; size.took(w, took, timeout) {
-		t.sink.log.Warn("a kafka transaction took more than half of its time; the next ones are smaller",
-			"lane", t.name, "took", took, "transaction_timeout", timeout, "bytes", w.bytes, "next_bytes", size.current())
+	before, timeout := t.size.bound, t.sink.cfg.TransactionTimeout
+	if t.size.took(w, took, timeout); t.size.bound < before {
+		t.sink.log.Warn("a kafka transaction took more than half of its time; the next ones of the shard are smaller",
+			"lane", t.name, "took", took, "transaction_timeout", timeout, "bytes", w.bytes, "next_bytes", t.size.bound)
 	}
 }
 
@@ -239,7 +240,7 @@ func (t *transactor) nextWave(pause time.Duration) (*wave, error) {
 		fatal := t.fatal
 		var w *wave
 		if fatal == nil && len(t.queue) > 0 {
-			w, t.queue = takeWave(t.queue, &t.sink.transactions.size)
+			w, t.queue = takeWave(t.queue, t.size.bound)
 		}
 		t.purging, t.suspect = false, false
 		t.mu.Unlock()

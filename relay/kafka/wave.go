@@ -16,20 +16,19 @@ type wave struct {
 	pending int                 // handed to librdkafka and not reported by it
 	held    map[string][]*entry // of those topics, by topic; the first is under way
 	bytes   int64               // of the entries
-	bound   int64               // of bytes
 
 	committed bool
 	failure   error            // first reason not to commit
 	trouble   *relay.SinkError // that reason, when it passes by itself but not at once
 }
 
-// takeWave takes the next wave from a queue. Entries that are to be tried apart go with others of their topic only.
-func takeWave(queue []*entry, size *waveSize) (*wave, []*entry) {
-	w := &wave{topics: make(map[string]bool), held: make(map[string][]*entry), bound: size.current()}
+// takeWave takes the next wave from a queue, of so many bytes at most but one entry at least. Entries that are to be tried apart go with others of their topic only.
+func takeWave(queue []*entry, most int64) (*wave, []*entry) {
+	w := &wave{topics: make(map[string]bool), held: make(map[string][]*entry)}
 	first := queue[0]
 	rest := queue[:0:0]
 	for i, e := range queue {
-		full := len(w.entries) > 0 && (len(w.entries) == maxWaveRecords || w.bytes+e.bytes > w.bound)
+		full := len(w.entries) > 0 && (len(w.entries) == maxWaveRecords || w.bytes+e.bytes > most)
 		if full && !first.apart {
 			rest = append(rest, queue[i:]...)
 			break
