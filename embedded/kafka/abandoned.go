@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -35,6 +36,7 @@ func takeUp(dir string, brokers int) error {
 	killed := exists(filepath.Join(dir, runningMark)) && !exists(filepath.Join(dir, sessionState))
 	if killed {
 		if err := endAbandoned(dir, brokers); err != nil {
+			_ = os.Remove(filepath.Join(dir, sessionState)) // the end of that was not the orderly end of anybody's brokers
 			return fmt.Errorf("end abandoned transactions: %w", err)
 		}
 	}
@@ -61,12 +63,12 @@ func exists(path string) bool {
 // It has brokers of its own on other ports, so that no client is there meanwhile.
 func endAbandoned(dir string, brokers int) error {
 	// A snapshot is from the last orderly end. It does not say what was open then, which is over now, too.
-	stale, err := filepath.Glob(filepath.Join(dir, snapshots))
+	stale, err := fs.Glob(os.DirFS(dir), snapshots)
 	if err != nil {
 		return err
 	}
 	for _, name := range stale {
-		if err := os.Remove(name); err != nil {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
 			return err
 		}
 	}

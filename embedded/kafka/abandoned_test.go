@@ -2,6 +2,7 @@ package kafka_test
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"slices"
@@ -51,15 +52,16 @@ func killedImage(t *testing.T, dir string) string {
 	return image
 }
 
-// freePort is a port that nobody listens on.
+// freePort is a port that nobody listens on, and that the system gives to nobody who asks for any.
 func freePort(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for {
+		port := 20_000 + rand.IntN(10_000)
+		if l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port)); err == nil {
+			_ = l.Close()
+			return port
+		}
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 func startFake(t *testing.T, dir string, port int) *kafka.Fake {

@@ -201,9 +201,8 @@ func (t *transactor) run() {
 	for {
 		w, err := t.nextWave(pause)
 		if err == nil {
-			began := time.Now()
 			err = t.carry(w)
-			t.learn(w, time.Since(began))
+			t.learn(w)
 		}
 		if err == nil && w.trouble != nil && time.Since(t.since) > streakFactor*t.sink.cfg.TransactionTimeout {
 			err = errStuck
@@ -217,8 +216,11 @@ func (t *transactor) run() {
 }
 
 // learn adapts the size of waves to how long one took.
-func (t *transactor) learn(w *wave, took time.Duration) {
-	before, timeout := t.size.bound, t.sink.cfg.TransactionTimeout
+func (t *transactor) learn(w *wave) {
+	if w.begun.IsZero() {
+		return
+	}
+	took, before, timeout := time.Since(w.begun), t.size.bound, t.sink.cfg.TransactionTimeout
 	if t.size.took(w, took, timeout); t.size.bound < before {
 		t.sink.log.Warn("a kafka transaction took more than half of its time; the next ones of the shard are smaller",
 			"lane", t.name, "took", took, "transaction_timeout", timeout, "bytes", w.bytes, "next_bytes", t.size.bound)

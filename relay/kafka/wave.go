@@ -16,6 +16,7 @@ type wave struct {
 	pending int                 // handed to librdkafka and not reported by it
 	held    map[string][]*entry // of those topics, by topic; the first is under way
 	bytes   int64               // of the entries
+	begun   time.Time           // its transaction; zero: it came to none
 
 	committed bool
 	failure   error            // first reason not to commit
@@ -57,8 +58,9 @@ func (t *transactor) carry(w *wave) error {
 	if err := t.rd.BeginTransaction(); err != nil {
 		return err
 	}
+	w.begun = time.Now()
 	patience := t.sink.cfg.TransactionTimeout + min(t.sink.cfg.TransactionTimeout, stuckMost)
-	t.until = time.Now().Add(patience)
+	t.until = w.begun.Add(patience)
 	stuck := time.NewTimer(patience)
 	defer stuck.Stop()
 	t.send(w)

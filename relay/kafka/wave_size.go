@@ -22,7 +22,7 @@ func (z *waveSize) took(w *wave, took, timeout time.Duration) {
 	switch {
 	case took > timeout/2 && w.bytes > minWaveBytes:
 		z.bound = min(z.bound, max(w.bytes/2, minWaveBytes))
-	case took < timeout/8 && w.committed && w.bytes > z.bound/2:
+	case took < timeout/4 && w.committed && w.bytes > z.bound/2:
 		z.bound = min(2*z.bound, maxWaveBytes)
 	}
 }

@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -83,6 +84,9 @@ func TestSlowClusterGetsSmallerTransactions(t *testing.T) {
 		close(all)
 		for _, d := range reports(t, s, accepted) {
 			if d.Err != nil {
+				if e := new(relay.SinkError); errors.As(d.Err, &e) && e.Class == relay.ClassTopic {
+					t.Errorf("its topic's fault: %v", e)
+				}
 				again = append(again, d)
 			}
 		}
