@@ -23,7 +23,8 @@ type wave struct {
 	trouble   *relay.SinkError // that reason, when it passes by itself but not at once
 }
 
-// takeWave takes the next wave from a queue, of so many bytes at most but one entry at least. Entries that are to be tried apart go with others of their topic only.
+// takeWave takes the next wave from a queue, of so many bytes at most but one entry at least. Entries that are to be tried apart go
+// with others of their topic only.
 func takeWave(queue []*entry, most int64) (*wave, []*entry) {
 	w := &wave{topics: make(map[string]bool), held: make(map[string][]*entry)}
 	first := queue[0]
