@@ -51,7 +51,7 @@ func (s *Store) InDoubtTransactions(ctx context.Context, source, page string, li
 	}
 	limit = pageLimit(limit)
 	var all []InDoubtTransaction
-	err = s.byIndex(ctx, doing, func(ctx context.Context, tx pgx.Tx) error {
+	err = s.byIndex(ctx, doing, snapshotSettings, func(ctx context.Context, tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, inDoubtSQL, token.arguments(source, limit+1)...)
 		if err != nil {
 			return err

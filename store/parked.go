@@ -236,7 +236,7 @@ func (s *Store) LoadParkedOf(ctx context.Context, of []ParkedAfter, limit int) (
 	xids, seqs, records := positions(n, func(i int) EventPosition { return of[i].After })
 	found := make([][]Parked, n)
 	var b pgx.Batch // one implicit transaction
-	b.Queue(stepSettings)
+	b.Queue(rowSettings)
 	b.Queue(loadParkedOfSQL, shards, aggs, sources, types, ids, xids, seqs, records, limit).Query(func(rows pgx.Rows) error {
 		_, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (number int64, err error) {
 			p, err := scanParked(leading{row, []any{&number}})

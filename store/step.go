@@ -76,10 +76,13 @@ SELECT w.shard, false AS backwards FROM w
 UNION ALL
 SELECT b.shard, true FROM b`
 
-// stepSettings hold for the transaction of a step. Its statements find rows by index; plans made while the tables were
-// empty must not be anything else.
+// stepSettings hold for the transaction of a step: its statements find rows by index.
 const stepSettings = `SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
 	set_config('enable_mergejoin', 'off', true)`
+
+// rowSettings are stepSettings for statements about rows of parked and dead_letter. They are planned anew each time: of an empty
+// table any index is as good as another, and a plan kept from then may look through a whole shard for each row.
+const rowSettings = stepSettings + `, set_config('plan_cache_mode', 'force_custom_plan', true)`
 
 // unflushedSettings are stepSettings for what a crash may take back.
 const unflushedSettings = stepSettings + `, set_config('synchronous_commit', 'off', true)`
@@ -142,17 +145,13 @@ func (s *Store) stepsWithRows(ctx context.Context, ttl time.Duration, steps []St
 	written = make(map[int16]bool, len(steps))
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		var fence pgx.Batch
-		fence.Queue(stepSettings)
+		fence.Queue(rowSettings)
 		queueCheckpoints(&fence, ttl, steps, written)
 		if err := tx.SendBatch(ctx, &fence).Close(); err != nil {
 			return err
 		}
 		var rows pgx.Batch
-		for i := range steps {
-			if st := &steps[i]; written[st.Shard] {
-				st.queueRows(&rows)
-			}
-		}
+		queueRows(&rows, slices.DeleteFunc(slices.Clone(steps), func(st Step) bool { return !written[st.Shard] }))
 		if rows.Len() == 0 {
 			return nil
 		}
@@ -161,43 +160,71 @@ func (s *Store) stepsWithRows(ctx context.Context, ttl time.Duration, steps []St
 	return written, storeError(fmt.Sprintf("writing steps of %d shards", len(steps)), err)
 }
 
-// queueRows adds the row changes. New rows come before the decisions that may concern them, and what leaves dead_letter
-// before what enters it. What leaves parked goes before the decisions too: mostly it is what was decided, and a row that is
-// deleted need not be changed first.
-func (st *Step) queueRows(b *pgx.Batch) {
-	if len(st.Park) > 0 {
-		queuePark(b, st.Shard, st.Park)
-	}
-	if len(st.Unpark) > 0 {
-		queueDelete(b, "outbox.parked", st.Shard, st.Unpark)
-	}
-	if len(st.Decide) > 0 {
-		sources, ids, states := make([]int32, len(st.Decide)), make([][16]byte, len(st.Decide)), make([]int16, len(st.Decide))
-		for i, d := range st.Decide {
-			sources[i], ids[i], states[i] = d.Key.Source, d.Key.Transaction, int16(d.State)
+// queueRows adds the row changes of steps. What leaves a table and what is decided goes together, whatever its shard: a batch of
+// decisions concerns a row or two of each of many shards. New rows come before the decisions that may concern them, and what
+// leaves dead_letter before what enters it. What leaves parked goes before the decisions too: mostly it is what was decided, and
+// a row that is deleted need not be changed first.
+func queueRows(b *pgx.Batch, steps []Step) {
+	for i := range steps {
+		if st := &steps[i]; len(st.Park) > 0 {
+			queuePark(b, st.Shard, st.Park)
 		}
-		// Only this shard's rows: the holder of another shard reads the decision in its own log.
-		b.Queue(`UPDATE outbox.parked p SET state = u.state, check_at = NULL
-			FROM unnest($2::int[], $3::uuid[], $4::smallint[]) u(source_id, tx_id, state)
-			WHERE p.source_id = u.source_id AND p.tx_id = u.tx_id AND p.shard = $1`, st.Shard, sources, ids, states)
 	}
-	if len(st.Exhume) > 0 {
-		queueDelete(b, "outbox.dead_letter", st.Shard, st.Exhume)
-	}
-	if len(st.Bury) > 0 {
-		queueBury(b, st.Shard, st.Bury)
-	}
-	for _, o := range st.Operations {
-		b.Queue(`UPDATE outbox.operation SET done_at = now(), outcome = $3, events = $4 WHERE operation_id = $2 AND shard = $1 AND done_at IS NULL`,
-			st.Shard, o.ID, o.Outcome, o.Events)
+	queueDelete(b, "outbox.parked", steps, func(st *Step) []EventPosition { return st.Unpark })
+	queueDecisions(b, steps)
+	queueDelete(b, "outbox.dead_letter", steps, func(st *Step) []EventPosition { return st.Exhume })
+	for i := range steps {
+		st := &steps[i]
+		if len(st.Bury) > 0 {
+			queueBury(b, st.Shard, st.Bury)
+		}
+		for _, o := range st.Operations {
+			b.Queue(`UPDATE outbox.operation SET done_at = now(), outcome = $3, events = $4 WHERE operation_id = $2 AND shard = $1 AND done_at IS NULL`,
+				st.Shard, o.ID, o.Outcome, o.Events)
+		}
 	}
 }
 
+// queueDecisions sets the states of parked rows. Only the shard's own: the holder of another shard reads the decision in its
+// own log.
+func queueDecisions(b *pgx.Batch, steps []Step) {
+	var (
+		shards, states []int16
+		sources        []int32
+		ids            [][16]byte
+	)
+	for i := range steps {
+		for _, d := range steps[i].Decide {
+			shards, states = append(shards, steps[i].Shard), append(states, int16(d.State))
+			sources, ids = append(sources, d.Key.Source), append(ids, d.Key.Transaction)
+		}
+	}
+	if len(shards) == 0 {
+		return
+	}
+	b.Queue(`UPDATE outbox.parked p SET state = u.state, check_at = NULL
+		FROM unnest($1::smallint[], $2::int[], $3::uuid[], $4::smallint[]) u(shard, source_id, tx_id, state)
+		WHERE p.source_id = u.source_id AND p.tx_id = u.tx_id AND p.shard = u.shard`, shards, sources, ids, states)
+}
+
 // queueDelete deletes rows of parked or dead_letter by position.
-func queueDelete(b *pgx.Batch, table string, shard int16, at []EventPosition) {
-	xids, seqs, records := positions(len(at), func(i int) EventPosition { return at[i] })
-	b.Queue(`DELETE FROM `+table+` t USING unnest($2::xid8[], $3::int[], $4::int[]) u(xid, seq, record)
-		WHERE t.shard = $1 AND t.xid = u.xid AND t.seq = u.seq AND t.record = u.record`, shard, xids, seqs, records)
+func queueDelete(b *pgx.Batch, table string, steps []Step, of func(*Step) []EventPosition) {
+	var (
+		shards        []int16
+		xids          []uint64
+		seqs, records []int32
+	)
+	for i := range steps {
+		for _, at := range of(&steps[i]) {
+			shards = append(shards, steps[i].Shard)
+			xids, seqs, records = append(xids, at.XID), append(seqs, at.Seq), append(records, at.Record)
+		}
+	}
+	if len(shards) == 0 {
+		return
+	}
+	b.Queue(`DELETE FROM `+table+` t USING unnest($1::smallint[], $2::xid8[], $3::int[], $4::int[]) u(shard, xid, seq, record)
+		WHERE t.shard = u.shard AND t.xid = u.xid AND t.seq = u.seq AND t.record = u.record`, shards, xids, seqs, records)
 }
 
 func positions(n int, at func(int) EventPosition) (xids []uint64, seqs, records []int32) {

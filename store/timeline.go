@@ -40,7 +40,7 @@ func (s *Store) Memories(ctx context.Context, keys []Key, age time.Duration) (ma
 	const doing = "asking whether decisions may have been lost"
 	sources, ids := splitKeys(keys)
 	found := make(map[Key]Memory)
-	err := s.byIndex(ctx, doing, func(ctx context.Context, tx pgx.Tx) error {
+	err := s.byIndex(ctx, doing, snapshotSettings, func(ctx context.Context, tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, memorySQL, sources, ids, age)
 		if err != nil {
 			return err

@@ -153,7 +153,7 @@ func (r *Resolver) Run(ctx context.Context) error {
 }
 
 // RunOnce takes some of what is due from the store and hands it to the lanes, after it has read the sources if told to. It
-// returns whether more is due.
+// returns whether more is likely to be due.
 func (r *Resolver) RunOnce(ctx context.Context, readSources bool) (more bool, err error) {
 	if readSources {
 		if err := r.readSources(ctx); err != nil {
@@ -172,7 +172,8 @@ func (r *Resolver) RunOnce(ctx context.Context, readSources bool) (more bool, er
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.gaugeLocked()
-	return hurrying || len(claimed) == r.cfg.ClaimLimit, nil
+	// Of a full page a few rows may be left out: they were changed just before they were locked, or are decided already.
+	return hurrying || len(claimed) > r.cfg.ClaimLimit/2, nil
 }
 
 func (r *Resolver) readSources(ctx context.Context) error {
@@ -318,8 +319,8 @@ func (r *Resolver) signal() {
 	}
 }
 
-// hurryStore makes due, in the lanes and in the store, what can be asked about again. In the store that takes as many calls as
-// there are pages; more: there is another one.
+// hurryStore makes due, in the lanes and in the store, what can be asked about again. In the store that takes a call for each page
+// and one that finds nothing; more: the last one did find something.
 func (r *Resolver) hurryStore(ctx context.Context) (more bool, err error) {
 	now := time.Now()
 	r.mu.Lock()
