@@ -109,8 +109,9 @@ func (s *Store) AskSooner(ctx context.Context, most time.Duration) (int64, error
 // are left, which a sort or a bitmap would look at.
 const inOrderSettings = snapshotSettings + `; SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off`
 
-// byIndex runs fn in a transaction whose statements find their rows by index, whatever the planner thinks of a table that was
-// empty a moment ago: ten thousand parked events that are compared with each other take a whole core for seconds.
+// byIndex runs fn in a transaction with settings, which are snapshotSettings and perhaps more: its statements find their rows by
+// index, whatever the planner thinks of a table that was empty a moment ago. Ten thousand parked events that are compared with
+// each other take a whole core for seconds.
 func (s *Store) byIndex(ctx context.Context, doing, settings string, fn func(context.Context, pgx.Tx) error) error {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()

@@ -16,8 +16,8 @@ import (
 )
 
 // The tests below ask PostgreSQL for the plan of every statement that the package has prepared on a connection: those that
-// were really sent, not copies. Generic plans, because connections live long and a plan made on an empty table stays. Those that are
-// planned anew each time must do with the generic one as well, but on an empty table: TestPlansOfATableThatWasEmpty is about that.
+// were really sent, not copies. Generic plans, because connections live long and a plan made on an empty table stays. What is
+// planned anew each time (rowSettings, HurryInDoubt) is explained like that, too; TestPlansOfATableThatWasEmpty looks at what it does.
 
 // planNode is a node of EXPLAIN (FORMAT JSON).
 type planNode struct {

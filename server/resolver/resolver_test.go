@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/outbox-platform/outbox/store"
 	"github.com/outbox-platform/outbox/store/storetest"
@@ -47,6 +49,29 @@ func TestParkedAreDecidedDirectly(t *testing.T) {
 	}
 	if err := r.countInDoubt(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// Of a page that was full some may be decided already: it is not taken for the last one, and an empty one is.
+func TestAPageThatIsNotQuiteFullIsNotTheLast(t *testing.T) {
+	w := newWorld(t)
+	s := w.direct("orders", w.sourceDatabase())
+	decided := s.begin().prepare()
+	for range 3 {
+		s.begin().prepare()
+	}
+	w.park()
+	if _, err := w.writer.Do(t.Context(), &store.Request{Kind: store.KindCommit, Key: decided.key}); err != nil {
+		t.Fatal(err)
+	}
+	r, err := New(Config{ClaimLimit: 4}, w.db.Store, w.writer, nobody{}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for look, want := range []bool{true, false} {
+		if more, err := r.RunOnce(t.Context(), true); err != nil || more != want {
+			t.Errorf("look %d: more %t, %v; want %t", look, more, err, want)
+		}
 	}
 }
 
